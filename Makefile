@@ -1,0 +1,72 @@
+# Works with a POSIX shell and any make since GNU make 3.81; needs Python 3.11 or newer.
+PORT ?= 8080
+HOST ?= 127.0.0.1
+DATA ?= ./data
+MODEL ?= models/reference
+VENV ?= .venv
+BIN = $(VENV)/bin
+ARGS ?=
+
+# The README test starts its server with this very line.
+SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --data "$(DATA)"
+
+# Stamps: what is installed. requirements-dev.lock contains all of requirements.lock.
+RUNTIME = $(VENV)/.npt-runtime
+DEV = $(VENV)/.npt-dev
+
+.PHONY: help serve serve-command test lint types imports format openapi lock clean
+
+help:
+	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
+	@echo 'make test     lint, types, imports, tests (ARGS="-k name" reaches pytest)'
+	@echo 'make lint     ruff: rules and format'
+	@echo 'make format   let ruff repair what it can'
+	@echo 'make types    mypy, strict'
+	@echo 'make imports  the layers of docs/architecture.md'
+	@echo 'make openapi  write openapi.yaml from the application'
+	@echo 'make lock     install what pyproject.toml says and write requirements*.lock'
+	@echo 'make clean    remove caches (not $(VENV), not $(DATA))'
+
+serve: $(RUNTIME)
+	@exec $(SERVE)
+
+serve-command:
+	@echo '$(SERVE)'
+
+test: lint types imports
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+imports: $(DEV)
+	$(BIN)/lint-imports
+
+openapi: $(RUNTIME)
+	$(BIN)/npt openapi > openapi.yaml.new
+	mv openapi.yaml.new openapi.yaml
+
+lock: $(DEV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python tools/lock.py
+	@touch '$(RUNTIME)' '$(DEV)'
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.lock pyproject.toml tools/venv.sh
+	@PYTHON='$(PYTHON)' sh tools/venv.sh '$(VENV)' requirements.lock
+	@touch '$@'
+
+$(DEV): requirements-dev.lock pyproject.toml tools/venv.sh
+	@PYTHON='$(PYTHON)' sh tools/venv.sh '$(VENV)' requirements-dev.lock
+	@touch '$(RUNTIME)' '$@'

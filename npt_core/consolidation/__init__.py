@@ -1,0 +1,28 @@
+"""Permanent mode: facts become weights."""
+
+from npt_core.consolidation.calibration import Calibration, PlasticityConfig, calibrate
+from npt_core.consolidation.consolidator import Consolidator
+from npt_core.consolidation.errors import (
+    ConsolidationError,
+    FactError,
+    InvalidRequest,
+    NotRecalled,
+    UnreadableFact,
+)
+from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
+
+__all__ = [
+    "Calibration",
+    "Consolidated",
+    "ConsolidationError",
+    "Consolidator",
+    "FactError",
+    "InvalidRequest",
+    "NotRecalled",
+    "PlasticityConfig",
+    "Question",
+    "UnreadableFact",
+    "WriteReport",
+    "WriteRequest",
+    "calibrate",
+]

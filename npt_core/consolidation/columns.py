@@ -1,0 +1,211 @@
+"""From probes to plastic columns: teacher and student, surprise, keys, values, leak check.
+
+Teacher: the model with the fact in its context; student: the same weights without. At every answer
+token whose surprise `KL(p_teacher || p_student)` is worth it, a column stores the student's input to
+`down_proj` (key) and what the layer's output lacks, `x_teacher - x_student` (value). Layers are written
+from low to high in one pass, each seeing the columns below it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from npt_core.bank import Bank, Columns, FactWeights, PlasticLayer
+from npt_core.consolidation.calibration import Calibration, LayerStatistics, PlasticityConfig
+from npt_core.consolidation.probes import Probe
+from npt_core.consolidation.states import States, plastic, run
+from npt_core.model import NPTForCausalLM
+from npt_core.prompts import PromptTemplate
+
+Position = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AlignedProbe:
+    """One probe as token ids, with the context and without; both end with the same `shared` tokens.
+
+    `answer` is how many of the last tokens are the answer, the end token included.
+    """
+
+    teacher: list[int]
+    student: list[int]
+    shared: int
+    answer: int
+
+    def positions(self, ids: Sequence[int]) -> range:
+        """Where the answer tokens are predicted in `ids`."""
+        return range(len(ids) - self.answer - 1, len(ids) - 1)
+
+    def reproduced(self, logits: Tensor, ids: Sequence[int]) -> bool:
+        """Whether greedy decoding after the prompt in `ids` writes exactly this answer.
+
+        `logits` `[T, vocab]` come from one pass over `ids`: every argmax right under the right prefix is
+        what greedy decoding means.
+        """
+        where = self.positions(ids)
+        wanted = torch.tensor(ids[where.start + 1 :], device=logits.device)
+        return bool((logits[where.start : where.stop].argmax(-1) == wanted).all())
+
+
+def align(template: PromptTemplate, fact: str, probe: Probe) -> AlignedProbe:
+    """Token ids of a probe; the common tail is found in the ids, so any template will do."""
+    end = template.eos_token_ids[0]
+    teacher = [*template.encode(template.answered(probe.prompt, [fact], probe.answer)), end]
+    student = [*template.encode(template.answered(probe.prompt, [], probe.answer)), end]
+    prompt = template.encode(template.with_context(probe.prompt, []))
+    shared = _common(reversed(teacher), reversed(student))
+    answer = len(student) - _common(prompt, student)
+    return AlignedProbe(teacher, student, shared, min(answer, shared - 1))
+
+
+def _common(a: object, b: object) -> int:
+    count = 0
+    for x, y in zip(a, b):  # type: ignore[call-overload]  # noqa: B905  # the shorter one ends it
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Probes that the teacher answers, with its states, and the student's surprise at each answer token."""
+
+    probes: tuple[AlignedProbe, ...]
+    teacher: States
+    student: States
+    surprise: Mapping[Position, float]
+
+    def teacher_position(self, position: Position) -> Position:
+        """The teacher's position of a student's position."""
+        row, t = position
+        probe = self.probes[row]
+        return row, t + len(probe.teacher) - len(probe.student)
+
+
+def lesson(
+    model: NPTForCausalLM, probes: Sequence[AlignedProbe], teacher: States, layers: Sequence[int]
+) -> Lesson:
+    """The student's pass, and the surprise of every answer token in nats."""
+    student = run(model, [p.student for p in probes], layers)
+    surprise: dict[Position, float] = {}
+    for row, probe in enumerate(probes):
+        own, given = probe.positions(probe.student), probe.positions(probe.teacher)
+        p = torch.log_softmax(teacher.logits[row, given.start : given.stop].float(), -1)
+        q = torch.log_softmax(student.logits[row, own.start : own.stop].float(), -1)
+        divergence = (p.exp() * (p - q)).sum(-1)
+        surprise |= {(row, t): float(w) for t, w in zip(own, divergence, strict=True)}
+    return Lesson(tuple(probes), teacher, student, surprise)
+
+
+def write(
+    model: NPTForCausalLM,
+    calibration: Calibration,
+    config: PlasticityConfig,
+    taught: Lesson,
+    foreign: Mapping[int, Tensor],
+) -> FactWeights:
+    """The columns of one fact in the layers of `config`.
+
+    `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either.
+    """
+    wanted = sorted((at for at, w in taught.surprise.items() if w > config.surprise))
+    trial = Bank(model, calibration.whitening)
+    columns: dict[int, Columns] = {}
+    handles = []
+    for index in sorted(config.layers):
+        writer = _LayerWriter(
+            taught, wanted, config, calibration.layers[index], foreign[index], trial.layers[index], index
+        )
+        layer = model.model.layers[index]
+        handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
+        handles.append(layer.register_forward_hook(writer.patch))
+        writer.found = columns
+    try:
+        # The patch adds the columns itself: the layer must not add them a second time.
+        with plastic(model, [None] * len(trial.layers)):
+            run(model, [p.student for p in taught.probes], ())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return FactWeights({i: c for i, c in columns.items() if len(c.keys)})
+
+
+class _LayerWriter:
+    """Hooks of one layer: sees its keys, makes its columns, patches its output with them."""
+
+    def __init__(
+        self,
+        taught: Lesson,
+        wanted: Sequence[Position],
+        config: PlasticityConfig,
+        statistics: LayerStatistics,
+        foreign: Tensor,
+        trial: PlasticLayer,
+        index: int,
+    ) -> None:
+        self.taught, self.wanted, self.config = taught, wanted, config
+        self.statistics, self.foreign = statistics, foreign
+        self.trial, self.index = trial, index
+        self.found: dict[int, Columns] = {}
+        self._z = torch.empty(0)
+
+    def see(self, _module: object, inputs: tuple[Tensor, ...]) -> None:
+        """Keeps the layer's keys."""
+        self._z = inputs[0]
+
+    def patch(self, _module: object, _inputs: object, output: Tensor) -> Tensor:
+        """Makes the columns of this layer; returns its output with them."""
+        rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
+        times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
+        there = [self.taught.teacher_position(at) for at in self.wanted]
+        target = self.taught.teacher.outputs[self.index][rows, torch.tensor([t for _, t in there]).long()]
+        z = self._z[rows, times].float()
+        made = self._columns(z, (target - output[rows, times]).float())
+        self.found[self.index] = made
+        table = self.trial.columns.extended((made.keys, made.values, made.thresholds), 0, 1)
+        self.trial.columns, self.trial.newest = table, 1
+        return self.trial.down(self._z, output, None)
+
+    def _columns(self, z: Tensor, values: Tensor) -> Columns:
+        keys = self.statistics.whitening.key(z)
+        thresholds = thresholds_of(keys, self.statistics.reference, self.foreign, self.config)
+        weights = torch.tensor([self.taught.surprise[at] for at in self.wanted])
+        specific = thresholds <= self.config.max_threshold
+        chosen = chosen_columns(keys, values, weights, specific, self.config.merge)
+        return Columns(keys[chosen], values[chosen], thresholds[chosen], z[chosen].half())
+
+
+def thresholds_of(keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig) -> Tensor:
+    """The leak check: each column's threshold clears every foreign key `[n]`."""
+    nearest = keys.new_full((len(keys),), -1.0)
+    for others in (reference, foreign):
+        if len(others) and len(keys):
+            nearest = torch.maximum(nearest, (keys @ others.T).max(dim=1).values)
+    return (nearest + config.margin).clamp(min=config.threshold)
+
+
+def chosen_columns(
+    keys: Tensor, values: Tensor, weights: Tensor, specific: Tensor, merge: float
+) -> list[int]:
+    """Greedy cover, most surprising first: a token is skipped where a chosen column is at least `merge`
+    close to it and adds nearly the same value (cosine 0.9).
+    """
+    alike = keys @ keys.T
+    same = torch.nn.functional.normalize(values, dim=-1)
+    covered = (alike >= merge) & ((same @ same.T) >= 0.9)
+    chosen: list[int] = []
+    for i in torch.argsort(weights, descending=True).tolist():
+        if specific[i] and not (chosen and covered[i, chosen].any()):
+            chosen.append(i)
+    return chosen
+
+
+def scaled(weights: FactWeights, alpha: float) -> FactWeights:
+    """The same columns with `alpha` times their values."""
+    if alpha == 1.0:
+        return weights
+    columns = {i: replace(c, values=c.values * alpha) for i, c in weights.columns.items()}
+    return FactWeights(columns, weights.factors)

@@ -1,0 +1,311 @@
+"""A fact becomes weights: self-study, teacher and student, columns, leak check, verification.
+
+Each attempt of the ladder tries harder; only what is recalled on held-out wordings, and leaves the
+locality set alone, is returned. Nothing here publishes, and nothing touches the serving model.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import torch
+from torch import Tensor
+
+from npt_core.bank import Bank, FactWeights
+from npt_core.consolidation.calibration import Calibration, PlasticityConfig
+from npt_core.consolidation.columns import (
+    AlignedProbe,
+    Lesson,
+    align,
+    lesson,
+    scaled,
+    write,
+)
+from npt_core.consolidation.errors import InvalidRequest, NotRecalled, UnreadableFact
+from npt_core.consolidation.modulation import modulation_weights
+from npt_core.consolidation.probes import (
+    Probe,
+    bare,
+    candidates,
+    look_alikes,
+    split,
+    write_questions,
+)
+from npt_core.consolidation.request import (
+    PRESETS,
+    STRATEGIES,
+    Consolidated,
+    Question,
+    WriteReport,
+    WriteRequest,
+)
+from npt_core.consolidation.ridge import ridge_weights
+from npt_core.consolidation.states import States, plastic, private_copy, run
+from npt_core.generation import Decoding, generate
+from npt_core.model import NPTForCausalLM
+from npt_core.prompts import PromptTemplate
+
+
+@dataclass(frozen=True)
+class Study:
+    """The outcome of self-study: probes that the teacher answers, and the held-out ones."""
+
+    training: tuple[AlignedProbe, ...]
+    held_out: tuple[AlignedProbe, ...]
+    prompts: tuple[Probe, ...]
+    teacher: States
+    written: int
+    kept: int
+    answer: str | None
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+class Consolidator:
+    """Writes facts for one model. Not thread-safe: the service's write lock is around it."""
+
+    def __init__(
+        self, model: NPTForCausalLM, template: PromptTemplate, calibration: Calibration
+    ) -> None:
+        self.model = private_copy(model)
+        self.template = template
+        self.calibration = calibration
+
+    @property
+    def config(self) -> PlasticityConfig:
+        """The parameters in force."""
+        return self.calibration.config
+
+    def consolidate(self, request: WriteRequest) -> Consolidated:
+        """The weights of one fact.
+
+        Raises InvalidRequest, UnreadableFact or NotRecalled; see `npt_core.consolidation.errors`.
+        """
+        self._check(request)
+        watch = Stopwatch()
+        failure: NotRecalled | UnreadableFact | None = None
+        for number, config in enumerate(self._ladder(request), start=1):
+            try:
+                return self._attempt(request, config, number, watch)
+            except (NotRecalled, UnreadableFact) as refused:
+                failure = refused
+        raise failure or RuntimeError("the ladder has no rungs")
+
+    def _ladder(self, request: WriteRequest) -> Iterator[PlasticityConfig]:
+        config = self.config
+        if request.layers is not None:
+            config = replace(config, layers=request.layers)
+        yield config
+        if request.strategy == "modulation":
+            return
+        more = replace(config, questions=2 * config.questions, temperature=1.0, merge=0.95)
+        yield more
+        yield replace(more, threshold=config.threshold - 0.1, margin=config.margin / 2, surprise=0.02)
+
+    def _attempt(
+        self, request: WriteRequest, config: PlasticityConfig, number: int, watch: Stopwatch
+    ) -> Consolidated:
+        with watch.stage("study"):
+            study = self.study(request, config, request.seed + 1000 * (number - 1))
+        if not study.training:
+            raise UnreadableFact(
+                "the model cannot answer questions about this fact even with the fact in its context",
+                self._report(request, config, study, watch, attempts=number),
+            )
+        with watch.stage("write"):
+            weights = self._weights(request, config, study)
+        with watch.stage("verify"):
+            report = self.verify(request, config, study, weights, watch, number)
+        recalled = report.recall_after >= min(config.min_recall, 1.0)
+        if request.strategy != "modulation" and not (
+            recalled and report.locality >= config.min_locality
+        ):
+            raise NotRecalled("the fact was not recalled on held-out wordings", report)
+        return Consolidated(weights, report)
+
+    def study(self, request: WriteRequest, config: PlasticityConfig, seed: int) -> Study:
+        """Self-study: probes written, filtered by what the teacher answers, and split."""
+        model, template, fact = self.model, self.template, request.fact
+        given = self._answered_by_teacher(request)
+        asked, statements = write_questions(
+            model, template, fact, config.questions, seed, config.temperature
+        )
+        probes = candidates(template, fact, [*given, *asked], [fact, *statements])
+        aligned = [align(template, fact, p) for p in probes]
+        if not aligned:
+            empty = States(torch.empty(0), {}, {})
+            return Study((), (), (), empty, len(asked) + len(statements), 0, None)
+        teacher = run(model, [a.teacher for a in aligned], config.layers)
+        good = [
+            k for k, a in enumerate(aligned) if a.reproduced(teacher.logits[k, : len(a.teacher)], a.teacher)
+        ]
+        training, held = split([probes[k] for k in good], config.held_out, Random(seed))
+        index = {id(probes[k]): k for k in good}
+        chosen = [index[id(p)] for p in training]
+        answers = [bare(probes[k].answer) for k in good]
+        return Study(
+            tuple(aligned[k] for k in chosen),
+            tuple(aligned[index[id(p)]] for p in held),
+            tuple(probes[k] for k in chosen),
+            _rows(teacher, chosen),
+            len(probes),
+            len(good),
+            max(set(answers), key=answers.count) if answers else None,
+        )
+
+    def _answered_by_teacher(self, request: WriteRequest) -> list[Question]:
+        """The caller's questions with the teacher's own wording, where it holds the caller's answer."""
+        if not request.questions:
+            return []
+        template = self.template
+        prompts = [template.with_context(q.question, [request.fact]) for q in request.questions]
+        decoding = Decoding(40, template.eos_token_ids)
+        replies = generate(self.model, [template.encode(p) for p in prompts], decoding)
+        texts = [template.decode(ids).strip() for ids in replies]
+        pairs = zip(request.questions, texts, strict=True)
+        return [Question(q.question, t) for q, t in pairs if bare(q.answer) in t.casefold()]
+
+    def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
+        if request.strategy == "modulation":
+            return modulation_weights(self.model, self.template, request)
+        taught = lesson(self.model, study.training, study.teacher, config.layers)
+        foreign = self._foreign_keys(request, config, study)
+        weights = write(self.model, self.calibration, config, taught, foreign)
+        if request.strategy == "ridge":
+            strength = config.ridge_lambda / max(request.alpha, 1e-6)
+            return ridge_weights(weights, self.calibration, strength)
+        return scaled(weights, request.alpha)
+
+    def _foreign_keys(
+        self, request: WriteRequest, config: PlasticityConfig, study: Study
+    ) -> dict[int, Tensor]:
+        """Keys of prompts that look like the fact's own but name somebody else."""
+        prompts = look_alikes(request.fact, study.prompts, Random(request.seed), config.look_alikes)
+        rows = [self.template.encode(self.template.with_context(p, [])) for p in prompts]
+        statistics = self.calibration.layers
+        if not rows:
+            return {i: statistics[i].reference[:0] for i in config.layers}
+        states = run(self.model, rows, config.layers)
+        last = [len(r) - 1 for r in rows]
+        at = torch.arange(len(rows)), torch.tensor(last)
+        return {i: statistics[i].whitening.key(states.keys[i][at]) for i in config.layers}
+
+    def verify(
+        self,
+        request: WriteRequest,
+        config: PlasticityConfig,
+        study: Study,
+        weights: FactWeights,
+        watch: Stopwatch,
+        number: int,
+    ) -> WriteReport:
+        """Recall on the held-out wordings before and after, and locality, all on trial weights."""
+        trial = Bank(self.model, self.calibration.whitening)
+        rows = [p.student for p in study.held_out]
+        before = run(self.model, rows, ())
+        trial.publish(1, {"trial": weights})
+        with plastic(self.model, trial.layers):
+            after = run(self.model, rows, ())
+        locality, drift = self._disturbance(weights)
+        return replace(
+            self._report(request, config, study, watch, number),
+            recall_before=_recall(study.held_out, before),
+            recall_after=_recall(study.held_out, after),
+            locality=locality,
+            drift=drift,
+            columns=weights.num_columns,
+            bytes=sum(t.numel() * t.element_size() for t in weights.to_tensors().values()),
+        )
+
+    def _disturbance(self, weights: FactWeights) -> tuple[float, float]:
+        """Share of locality prompts on which no column fires, and share of their tokens that one does.
+
+        Where no column fires, the output is the same bit for bit: no pass is needed to know it.
+        """
+        calibration = self.calibration
+        hit = torch.zeros(len(calibration.locality_owner), dtype=torch.bool)
+        for index, columns in weights.columns.items():
+            scores = calibration.layers[index].locality @ columns.keys.T
+            hit |= (scores > columns.thresholds).any(dim=1)
+        touched = len(set(calibration.locality_owner[hit].tolist()))
+        return 1 - touched / calibration.locality_rows, float(hit.float().mean())
+
+    def _report(
+        self,
+        request: WriteRequest,
+        config: PlasticityConfig,
+        study: Study,
+        watch: Stopwatch,
+        attempts: int,
+    ) -> WriteReport:
+        return WriteReport(
+            strategy=request.strategy,
+            teacher_recall=study.kept / study.written if study.written else 0.0,
+            layers=config.layers,
+            answer=study.answer,
+            probes={
+                "written": study.written,
+                "answered": study.kept,
+                "training": len(study.training),
+                "held_out": len(study.held_out),
+            },
+            attempts=attempts,
+            timings=watch.seconds,
+        )
+
+    def _check(self, request: WriteRequest) -> None:
+        if not request.fact.strip():
+            raise InvalidRequest("fact", "is empty")
+        length = len(self.template.encode(self.template.with_context(request.fact, [request.fact])))
+        limit = self.model.config.max_position_embeddings // 2
+        if length > limit:
+            raise InvalidRequest("fact", f"takes {length} tokens with its context; the limit is {limit}")
+        if request.strategy not in STRATEGIES:
+            raise InvalidRequest("strategy", f"must be one of {', '.join(STRATEGIES)}")
+        if not 0 < request.alpha <= 1:
+            raise InvalidRequest("alpha", f"must be above 0 and at most 1, not {request.alpha}")
+        if request.preset is not None and request.preset not in PRESETS:
+            raise InvalidRequest("preset", f"must be one of {', '.join(PRESETS)}")
+        self._check_layers(request)
+
+    def _check_layers(self, request: WriteRequest) -> None:
+        if request.layers is None:
+            return
+        total = self.model.config.num_hidden_layers
+        allowed: Sequence[int] = range(total) if request.strategy == "modulation" else self.config.layers
+        wrong = [i for i in request.layers if i not in allowed]
+        if wrong or not request.layers:
+            raise InvalidRequest("layers", f"{wrong or 'none'}: choose from {list(allowed)}")
+
+
+def _recall(probes: Sequence[AlignedProbe], states: States) -> float:
+    right = [p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)]
+    return sum(right) / len(right) if right else 0.0
+
+
+def _rows(states: States, rows: Sequence[int]) -> States:
+    index = torch.tensor(rows, dtype=torch.long)
+    return States(
+        states.logits[index],
+        {k: v[index] for k, v in states.keys.items()},
+        {k: v[index] for k, v in states.outputs.items()},
+    )
+
+
+__all__ = ["Consolidator", "Lesson", "Study"]

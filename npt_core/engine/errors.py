@@ -1,0 +1,63 @@
+"""What the engine refuses.
+
+EngineError
+├── InvalidSampling     a sampling parameter out of its range
+├── EmptyPrompt         no token to continue
+├── PromptTooLong       no room for even one new token
+├── VersionNotFound     the request names a weights version that was never published
+├── QueueFull           as many sequences wait as may
+└── EngineClosed        the engine no longer takes requests
+"""
+
+
+class EngineError(Exception):
+    """Base of everything `Engine.submit` raises."""
+
+
+class InvalidSampling(EngineError):
+    """A sampling parameter is out of its range."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class EmptyPrompt(EngineError):
+    """There is no token to continue."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens")
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no position for a new token."""
+
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__(f"the prompt has {length} tokens, at most {limit} fit")
+        self.length = length
+        self.limit = limit
+
+
+class VersionNotFound(EngineError):
+    """The named weights version was never published here."""
+
+    def __init__(self, version: int, newest: int) -> None:
+        super().__init__(f"weights version {version} does not exist, the newest is {newest}")
+        self.version = version
+        self.newest = newest
+
+
+class QueueFull(EngineError):
+    """Too many sequences wait already."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(f"the queue of {capacity} waiting sequences is full")
+        self.capacity = capacity
+
+
+class EngineClosed(EngineError):
+    """The engine is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is closed")

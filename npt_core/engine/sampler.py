@@ -1,0 +1,73 @@
+"""From logits to one token: penalty, temperature, top-k, top-p, draw; as transformers orders it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from npt_core.engine.events import TokenLogprob
+from npt_core.engine.request import SamplingParams
+
+
+class Sampler:
+    """Chooses the tokens of one sequence, with a generator of its own.
+
+    Draws happen on the CPU in float32, so that a seed gives one text on every device.
+    """
+
+    def __init__(self, params: SamplingParams, index: int = 0) -> None:
+        self._params = params
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed + index)
+
+    def choose(self, logits: Tensor, seen: Sequence[int]) -> int:
+        """The next token for `logits` `[vocab]`, after the tokens `seen` (prompt and answer)."""
+        scores = penalise_repetition(logits, seen, self._params.repetition_penalty)
+        if self._params.temperature == 0:
+            return int(scores.argmax())
+        scores = scores / self._params.temperature
+        scores = keep_top_p(keep_top_k(scores, self._params.top_k), self._params.top_p)
+        draw = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+        return int(draw)
+
+
+def penalise_repetition(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Scores `[vocab]` of `seen` tokens divided by `penalty` where positive, times it elsewhere."""
+    if penalty == 1.0 or not seen:
+        return scores
+    ids = torch.tensor(sorted(set(seen)))
+    old = scores[ids]
+    return scores.index_copy(0, ids, torch.where(old < 0, old * penalty, old / penalty))
+
+
+def keep_top_k(scores: Tensor, k: int) -> Tensor:
+    """All but the k highest scores `[vocab]` (and ties with the last) at minus infinity."""
+    if k == 0 or k >= scores.shape[-1]:
+        return scores
+    return scores.masked_fill(scores < scores.topk(k).values[-1], float("-inf"))
+
+
+def keep_top_p(scores: Tensor, p: float) -> Tensor:
+    """The fewest highest scores `[vocab]` whose probability reaches `p`; the rest at -inf."""
+    if p >= 1.0:
+        return scores
+    ordered, order = scores.sort(descending=True, stable=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    dropped = before >= p
+    dropped[0] = False
+    return scores.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), float("-inf"))
+
+
+def top_logprobs(
+    logits: Tensor, token_id: int, k: int | None
+) -> tuple[float | None, tuple[TokenLogprob, ...]]:
+    """Log-probability of `token_id` under `logits` `[vocab]`, and the k likeliest tokens."""
+    if k is None:
+        return None, ()
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(min(k, logprobs.shape[-1]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return float(logprobs[token_id]), tuple(TokenLogprob(token, value) for token, value in pairs)

@@ -1,0 +1,97 @@
+"""Batched decoding of token ids, greedy or sampled, for self-study and for evaluation.
+
+Serving has its own engine; this one takes a fixed batch and returns when every row has ended.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """When a row ends and how the next token is chosen; temperature 0 is greedy."""
+
+    max_new_tokens: int
+    end_ids: Collection[int]
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 64
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    weights_version: int | None = None,
+) -> list[list[int]]:
+    """The new ids of each prompt, in order, without the end token."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    results: list[list[int]] = [[] for _ in prompts]
+    generator = torch.Generator().manual_seed(decoding.seed)
+    for start in range(0, len(order), decoding.batch_size):
+        chunk = order[start : start + decoding.batch_size]
+        answers = _batch(model, [prompts[i] for i in chunk], decoding, generator, weights_version)
+        for index, answer in zip(chunk, answers, strict=True):
+            results[index] = answer
+    return results
+
+
+@torch.inference_mode()
+def _batch(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    generator: torch.Generator,
+    weights_version: int | None,
+) -> list[list[int]]:
+    ids, mask = left_padded(prompts)
+    cache, rows = DynamicCache(), list(range(len(prompts)))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for _ in range(decoding.max_new_tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            weights_version=weights_version,
+        ).logits[:, -1]
+        tokens = _choose(logits.float(), decoding.temperature, generator)
+        going = [k for k, token in enumerate(tokens.tolist()) if token not in decoding.end_ids]
+        for k in going:
+            answers[rows[k]].append(int(tokens[k]))
+        if not going:
+            break
+        if len(going) < len(rows):  # ended rows leave the batch, so that the last ones run fast
+            keep = torch.tensor(going)
+            cache.batch_select_indices(keep)
+            tokens, mask, rows = tokens[keep], mask[keep], [rows[k] for k in going]
+        ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    return answers
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `[B, T]`, padded with 0 on the left."""
+    longest = max(len(p) for p in prompts)
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Ids `[B, T]` padded with 0 on the right: under a causal mask no row sees its padding."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows])
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]

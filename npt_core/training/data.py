@@ -1,0 +1,61 @@
+"""Packed rows of token ids: batch number b is a function of (seed, b) alone, so a run resumes exactly."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from npt_core.training.corpus import CorpusConfig, Document, documents
+
+
+def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[float]]:
+    """Ids with the start token, and the loss weight of each."""
+    ids, weights = [tokenizer.bos_token_id], [0.0]
+    for span in document:
+        piece = tokenizer.encode(span.text, add_special_tokens=False)
+        if span.ends:
+            piece = [*piece, tokenizer.eos_token_id]
+        ids += piece
+        weights += [span.weight] * len(piece)
+    return ids, weights
+
+
+@dataclass
+class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches `(ids [batch, length] int64, weights [batch, length] float32)`, from batch `start` on.
+
+    With several processes, process `rank` of `world` takes every world-th batch.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    config: CorpusConfig
+    batch: int
+    length: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        number = self.start
+        while True:
+            yield self.batch_number(number * self.world + self.rank)
+            number += 1
+
+    def batch_number(self, number: int) -> tuple[Tensor, Tensor]:
+        """Batch `number` of the endless sequence."""
+        source = documents(self.seed * 1_000_003 + number, self.config)
+        rows = [self._row(source) for _ in range(self.batch)]
+        return torch.tensor([ids for ids, _ in rows]), torch.tensor([w for _, w in rows])
+
+    def _row(self, source: Iterator[Document]) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < self.length:
+            more_ids, more_weights = encode_document(self.tokenizer, next(source))
+            ids += more_ids
+            weights += more_weights
+        return ids[: self.length], weights[: self.length]

@@ -1,0 +1,1 @@
+"""The microservice around the model that learns."""

@@ -1,0 +1,23 @@
+"""Where a page ended, as an opaque text."""
+
+import base64
+import binascii
+
+from service.commands import InvalidField
+from service.ledger import Position
+
+
+def encode_cursor(position: Position) -> str:
+    """Text for a query parameter."""
+    text = f"{position.version}:{position.id}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> Position:
+    """The inverse. Raises `InvalidField` for what `encode_cursor` did not write."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        version, _, fact_id = base64.urlsafe_b64decode(padded).decode().partition(":")
+        return Position(int(version), fact_id)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidField("cursor", "is not one that this server gave") from error

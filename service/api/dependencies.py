@@ -1,0 +1,56 @@
+"""What endpoints ask for."""
+
+import re
+from typing import Annotated, cast
+
+from fastapi import Depends, Header, Request
+
+from service.host import Host
+from service.request_errors import MalformedHeader
+
+_VERSION = re.compile(r'"(\d{1,18})"')
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def get_host(request: Request) -> Host:
+    """The host that this application serves."""
+    return cast(Host, request.app.state.host)
+
+
+def if_match(
+    value: Annotated[
+        str | None,
+        Header(
+            alias="If-Match",
+            description="Write only if this is the newest version",
+            examples=['"7"'],
+        ),
+    ] = None,
+) -> int | None:
+    """The version a write builds on. Raises `MalformedHeader` unless it is a quoted number."""
+    if value is None or value == "*":
+        return None
+    found = _VERSION.fullmatch(value)
+    if found is None:
+        raise MalformedHeader("If-Match", 'must be a quoted version such as "7"')
+    return int(found[1])
+
+
+def idempotency_key(
+    value: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="A repeated request with the same key and body is answered as the first",
+        ),
+    ] = None,
+) -> str | None:
+    """The client's key. Raises `MalformedHeader` unless it is 1 to 255 visible characters."""
+    if value is not None and not _KEY.fullmatch(value):
+        raise MalformedHeader("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
+    return value
+
+
+HostDep = Annotated[Host, Depends(get_host)]
+IfMatch = Annotated[int | None, Depends(if_match)]
+Key = Annotated[str | None, Depends(idempotency_key)]

@@ -1,0 +1,42 @@
+"""Is it alive, has it started, may it get traffic; and what has it counted."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.api.dependencies import HostDep
+from service.schemas.common import Out
+
+router = APIRouter(tags=["health"])
+
+
+class Health(Out):
+    """The process answers; it does so only once model and facts are loaded."""
+
+    status: Literal["ok"] = "ok"
+    weights_version: int
+
+
+async def health(host: HostDep) -> Health:
+    """The port opens when everything is loaded, so the three differ only while it is closed."""
+    return Health(weights_version=host.version)
+
+
+for _path, _summary in (
+    ("/livez", "Is the process alive"),
+    ("/startupz", "Have the model and its facts been loaded"),
+    ("/readyz", "May it get traffic"),
+):
+    router.add_api_route(_path, health, name=_path.strip("/"), summary=_summary)
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(host: HostDep) -> Response:
+    """In the text format."""
+    return Response(host.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,71 @@
+"""The HTTP application: routes, problems, middleware. What it serves is a `Host`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+
+from service import problems
+from service.api import facts, generate, health, versions
+from service.api.documentation import answers
+from service.host import Host
+from service.middleware.access_log import AccessLog
+from service.middleware.body_limit import BodyLimit
+from service.middleware.failures import Failures
+from service.middleware.local_names import LocalNames
+from service.middleware.request_id import RequestId
+from service.middleware.version import Version
+
+TITLE = "NPT"
+API_VERSION = "1"
+DESCRIPTION = (
+    "A language model that learns: it answers from a context, and after `POST /facts` it knows "
+    "without one. Every answer names the weights version that made it. Errors are problem details "
+    "(RFC 9457) with stable types."
+)
+
+
+def create_api() -> FastAPI:
+    """The routes alone: enough to describe them, or to serve a host put into `state.host`."""
+    app = FastAPI(
+        title=TITLE,
+        version=API_VERSION,
+        description=DESCRIPTION,
+        generate_unique_id_function=_operation_id,
+        redoc_url=None,
+        responses=answers(problems.INVALID, problems.INTERNAL),
+    )
+    for module in (generate, facts, versions, health):
+        app.include_router(module.router)
+    problems.install(app)
+    return app
+
+
+def create_app(host: Host) -> FastAPI:
+    """The application that serves `host`, and closes it when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            host.close()
+
+    app = create_api()
+    app.router.lifespan_context = lifespan
+    app.state.host = host
+    app.user_middleware = [
+        Middleware(RequestId),
+        Middleware(AccessLog, metrics=host.metrics),
+        Middleware(Failures),
+        Middleware(Version, current=lambda: host.version),
+        *([] if host.settings.allow_unauthenticated else [Middleware(LocalNames)]),
+        Middleware(BodyLimit, limit=host.settings.max_body_bytes),
+    ]
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,25 @@
+"""The command line, `npt`. Each command imports what it needs when it runs, and no sooner."""
+
+import typer
+
+from service.cli import compare, convert, facts, generate, openapi, serve, versions
+
+app = typer.Typer(
+    name="npt",
+    help="A language model that learns facts while it serves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # They would print facts and prompts.
+)
+app.command("serve")(serve.command)
+app.command("generate")(generate.command)
+app.command("convert")(convert.command)
+app.command("compare")(compare.command)
+app.command("openapi")(openapi.command)
+app.add_typer(facts.app, name="facts")
+app.add_typer(versions.app, name="versions")
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app()

@@ -1,0 +1,85 @@
+"""Talking to a server, over the network or to one that lives in this process."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+URL = "http://127.0.0.1:8080"
+WRITE_TIMEOUT_S = 600.0
+"""Generous: a fact on a large model may wait for others, and an answer for its turn."""
+
+
+class ClientError(Exception):
+    """The server refused, or cannot be reached; the message is for a person."""
+
+
+class Client:
+    """JSON in, JSON out."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str | None] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The answer to one request; what is None is left out. Raises `ClientError`."""
+        response = await self._http.request(
+            method, path, json=body, headers=_given(headers), params=_given(query)
+        )
+        _check(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def stream(
+        self, path: str, body: Mapping[str, Any]
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Server-sent events, as name and data. Raises `ClientError`."""
+        async with self._http.stream("POST", path, json=body) as response:
+            if response.is_error:
+                await response.aread()
+            _check(response)
+            name = ""
+            async for line in response.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, json.loads(value)
+
+
+@asynccontextmanager
+async def connected(
+    url: str, transport: httpx2.AsyncBaseTransport | None = None
+) -> AsyncIterator[Client]:
+    """A client of the server at `url`. Network errors become `ClientError`."""
+    try:
+        async with httpx2.AsyncClient(
+            base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S
+        ) as http:
+            yield Client(http)
+    except httpx2.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise ClientError(f"cannot talk to {url}: {reason}") from error
+
+
+def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (values or {}).items() if value is not None}
+
+
+def _check(response: httpx2.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        problem = response.json()
+        told = ": ".join(filter(None, (problem["title"], problem.get("detail"))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientError(f"{response.url} answered {response.status_code}") from error
+    raise ClientError(told)

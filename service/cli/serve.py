@@ -1,0 +1,54 @@
+"""`npt serve`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from service.host import Host
+
+
+def command(
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of any Llama-family checkpoint.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind.  [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind.  [8080]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of ledger and blobs.  [data]")] = None,
+) -> None:
+    """Serve a model over HTTP. Whatever has no flag is read from NPT_* variables."""
+    from service.cli.serving import load_host, read_settings
+    from service.logs import configure_logging
+
+    settings = read_settings(model=model, host=host, port=port, data=data)
+    configure_logging(settings.log_level)
+    started = time.perf_counter()
+    opened = load_host(settings)
+    serve(opened, time.perf_counter() - started)
+
+
+def serve(host: "Host", load_seconds: float = 0.0) -> None:
+    """Serve an open host until a signal comes; running answers get their time to end."""
+    import structlog
+    import uvicorn
+
+    from service.app import create_app
+
+    settings = host.settings
+    structlog.get_logger("npt").info(
+        "loaded",
+        model=settings.model,
+        data=str(settings.data),
+        weights_version=host.version,
+        seconds=round(load_seconds, 2),
+    )
+    uvicorn.run(
+        create_app(host),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        server_header=False,
+    )

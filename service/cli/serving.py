@@ -1,0 +1,40 @@
+"""Settings and hosts, for the commands that load a model themselves."""
+
+import importlib
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.cli.failing import fail, told_in_one_line
+from service.host import Host, LoadRuntime, open_host
+from service.settings import Settings
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings from the environment, under the flags that were given."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        fail("; ".join(_line(entry) for entry in error.errors()))
+
+
+def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Host:
+    """An open host; whatever is wrong with checkpoint or data folder is told in one line."""
+    from npt_core.checkpoint import CheckpointError
+    from service.blobs import BlobError
+    from service.ledger import LedgerError
+    from service.storage import StorageError
+
+    with told_in_one_line(CheckpointError, LedgerError, BlobError, StorageError):
+        return open_host(settings, load_runtime or _load_runtime())
+
+
+def _load_runtime() -> LoadRuntime:
+    load: LoadRuntime = importlib.import_module("npt_core.loading").load_runtime
+    return load
+
+
+def _line(entry: Any) -> str:
+    name = ".".join(map(str, entry["loc"]))
+    reason = str(entry["msg"]).removeprefix("Value error, ")
+    return f"{name}: {reason}" if name else reason

@@ -1,0 +1,134 @@
+"""Everything that runs in one process: the loaded model, its facts, the engine, the writer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from npt_core.engine import Engine
+from service.blobs import BlobStore
+from service.fingerprint import fingerprint
+from service.ledger import FolderLock, Ledger, LedgerDamaged
+from service.metrics import Metrics
+from service.runtime import Runtime
+from service.settings import Settings
+from service.storage import make_private_folder
+from service.version_gate import VersionGate
+from service.weights_codec import UndecodableWeights, decode
+from service.writer import Writer
+
+LEDGER_FILE = "ledger.db"
+BLOB_FOLDER = "blobs"
+
+
+class LoadRuntime(Protocol):
+    """`npt_core.loading.load_runtime`, or a double of it."""
+
+    def __call__(self, path: str, /) -> Runtime: ...
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the endpoints work with. Closing it ends every answer and frees the data folder."""
+
+    settings: Settings
+    runtime: Runtime
+    engine: Engine
+    ledger: Ledger
+    writer: Writer
+    gate: VersionGate
+    metrics: Metrics
+    lock: FolderLock
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.runtime.bank.version
+
+    def close(self) -> None:
+        """Cancel what runs, then let go of the ledger and the folder."""
+        self.engine.close()
+        self.ledger.close()
+        self.lock.release()
+
+
+def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
+    """Open the data folder, load the model, and give it every fact it was taught.
+
+    Raises:
+        LedgerError, BlobError, StorageError: the data folder cannot be used.
+        npt_core.checkpoint.CheckpointError: the checkpoint cannot.
+    """
+    make_private_folder(settings.data)
+    lock = FolderLock(settings.data)
+    try:
+        # A damaged ledger is told at once, not after the model took its time to load.
+        ledger = Ledger(settings.data / LEDGER_FILE)
+        return _assemble(settings, load_runtime(settings.model), ledger, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: FolderLock) -> Host:
+    blobs, metrics = BlobStore(settings.data / BLOB_FOLDER), Metrics()
+    ledger.bind(fingerprint(runtime.model.state_dict().items()))
+    replay(ledger, blobs, runtime, settings.data / LEDGER_FILE)
+    bank = runtime.bank
+    gate = VersionGate(lambda: bank.version)
+    host = Host(
+        settings=settings,
+        runtime=runtime,
+        engine=Engine(
+            runtime.model,
+            bank,
+            runtime.template.eos_token_ids,
+            settings.max_concurrency,
+            settings.queue_size,
+        ),
+        ledger=ledger,
+        writer=Writer(
+            ledger,
+            blobs,
+            bank,
+            runtime.consolidator,
+            metrics,
+            max_pending=settings.max_pending_writes,
+            published=gate.announce,
+        ),
+        gate=gate,
+        metrics=metrics,
+        lock=lock,
+    )
+    _watch(host)
+    return host
+
+
+def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> None:
+    """Publish every version of `ledger` to the bank, from the stored bytes.
+
+    Raises:
+        BlobError: a blob is missing or damaged.
+        LedgerDamaged: a blob is intact but does not hold the weights of a fact.
+    """
+    names = {stored.fact.id: stored.fact.blob for stored in ledger.facts()}
+    for version in ledger.versions(after=0):
+        births = {}
+        for fact_id in version.births:
+            try:
+                births[fact_id] = decode(blobs.get(names[fact_id]))
+            except UndecodableWeights as error:
+                raise LedgerDamaged(path, f"blob of fact {fact_id}: {error}") from error
+        runtime.bank.publish(version.version, births, version.deaths)
+
+
+def _watch(host: Host) -> None:
+    bank, engine = host.runtime.bank, host.engine
+    host.metrics.watch(
+        {
+            "npt_requests_running": ("Sequences being decoded.", lambda: engine.running),
+            "npt_requests_waiting": ("Sequences in the queue.", lambda: engine.waiting),
+            "npt_weights_version": ("The newest version.", lambda: bank.version),
+            "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version + 1),
+            "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),
+        }
+    )

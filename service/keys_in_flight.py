@@ -1,0 +1,28 @@
+"""Idempotency keys whose write is under way."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.commands import KeyInFlight
+
+
+class KeysInFlight:
+    """Lets one request per key through at a time. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reserved(self, key: str) -> Iterator[None]:
+        """Hold `key`. Raises `KeyInFlight` where another request holds it."""
+        with self._lock:
+            if key in self._keys:
+                raise KeyInFlight
+            self._keys.add(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keys.discard(key)

@@ -1,0 +1,27 @@
+"""One process owns a data folder."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from service.ledger.errors import DataFolderBusy
+from service.storage import PRIVATE_FILE
+
+
+class FolderLock:
+    """Held from construction to `release`; the system drops it when the process dies.
+
+    Raises:
+        DataFolderBusy: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = FileLock(folder / ".lock", mode=PRIVATE_FILE)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise DataFolderBusy(folder) from error
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        self._lock.release()

@@ -1,0 +1,70 @@
+"""The reading half of the ledger, as SQL."""
+
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select, tuple_
+
+from service.ledger import rows
+from service.ledger.records import FactState, StoredFact, Version
+from service.ledger.tables import changes, facts, versions
+
+_lives = (
+    select(
+        changes.c.fact_id,
+        func.sum(changes.c.delta).label("alive"),
+        func.max(changes.c.version).label("last"),
+    )
+    .group_by(changes.c.fact_id)
+    .subquery()
+)
+_stored = select(facts, _lives.c.alive, _lives.c.last).join(_lives, _lives.c.fact_id == facts.c.id)
+
+
+def newest(connection: Connection) -> int | None:
+    """The newest version, `None` in an empty ledger."""
+    return connection.scalar(select(func.max(versions.c.version)))
+
+
+def versions_after(connection: Connection, after: int, limit: int | None) -> list[Version]:
+    """Versions above `after`, ascending."""
+    query = select(versions).where(versions.c.version > after).order_by(versions.c.version)
+    found = connection.execute(query.limit(limit)).mappings().all()
+    if not found:
+        return []
+    numbers = changes.c.version.between(found[0]["version"], found[-1]["version"])
+    by_version = defaultdict(list)
+    for change in connection.execute(select(changes).where(numbers)).mappings():
+        by_version[change["version"]].append(change)
+    return [rows.read_version(row, by_version[row["version"]]) for row in found]
+
+
+def live(connection: Connection, version: int) -> set[str]:
+    """Ids of the facts that `version` knows."""
+    query = (
+        select(changes.c.fact_id)
+        .where(changes.c.version <= version)
+        .group_by(changes.c.fact_id)
+        .having(func.sum(changes.c.delta) == 1)
+    )
+    return set(connection.scalars(query))
+
+
+def stored_fact(connection: Connection, fact_id: str) -> StoredFact | None:
+    """One fact."""
+    found = _read_facts(connection, _stored.where(facts.c.id == fact_id))
+    return found[0] if found else None
+
+
+def stored_facts(
+    connection: Connection, after: tuple[int, str], limit: int | None, state: FactState | None
+) -> list[StoredFact]:
+    """Facts after the position `(version, id)`, oldest first, optionally of one state."""
+    query = _stored.where(tuple_(facts.c.version, facts.c.id) > after)
+    if state is not None:
+        query = query.where(_lives.c.alive == (1 if state is FactState.PUBLISHED else 0))
+    return _read_facts(connection, query.order_by(facts.c.version, facts.c.id).limit(limit))
+
+
+def _read_facts(connection: Connection, query: Select[Any]) -> list[StoredFact]:
+    return [rows.read_stored_fact(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,237 @@
+"""Errors to problem details (RFC 9457): one table, in which types and statuses are stable."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from npt_core import consolidation, engine
+from service import blobs, commands, storage
+from service.request_errors import FailedGeneration, MalformedHeader, VersionNotReached
+from service.schemas.problem import FieldProblem, Problem
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+"""Queues here drain in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A problem type; `retry` adds a Retry-After header."""
+
+    type: str
+    status: HTTPStatus
+    title: str
+    retry: bool = False
+
+
+MALFORMED = Kind("npt:malformed-request", HTTPStatus.BAD_REQUEST, "The request cannot be read")
+INVALID = Kind(
+    "npt:invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY, "The request does not fit the schema"
+)
+MEDIA = Kind(
+    "npt:unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be JSON"
+)
+NOT_FOUND = Kind("npt:not-found", HTTPStatus.NOT_FOUND, "There is nothing at this address")
+NOT_ALLOWED = Kind(
+    "npt:method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This method is not offered here"
+)
+FOREIGN_HOST = Kind(
+    "npt:foreign-host", HTTPStatus.MISDIRECTED_REQUEST, "This server answers only to local names"
+)
+TOO_LARGE = Kind(
+    "npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request body is too large"
+)
+INTERNAL = Kind(
+    "npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why"
+)
+FACT_NOT_FOUND = Kind("npt:fact-not-found", HTTPStatus.NOT_FOUND, "No such fact")
+VERSION_NOT_FOUND = Kind("npt:version-not-found", HTTPStatus.NOT_FOUND, "No such version")
+RETRACTED = Kind("npt:fact-already-retracted", HTTPStatus.CONFLICT, "The fact is retracted already")
+KEY_CONFLICT = Kind(
+    "npt:idempotency-conflict", HTTPStatus.CONFLICT, "The key was used for another request"
+)
+KEY_IN_FLIGHT = Kind(
+    "npt:idempotency-key-in-flight",
+    HTTPStatus.CONFLICT,
+    "A request with this key is under way",
+    retry=True,
+)
+STALE = Kind("npt:stale-version", HTTPStatus.PRECONDITION_FAILED, "Another write came first")
+PROMPT_TOO_LONG = Kind(
+    "npt:prompt-too-long", HTTPStatus.UNPROCESSABLE_ENTITY, "The prompt does not fit the model"
+)
+UNREADABLE = Kind(
+    "npt:fact-unreadable",
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    "The model cannot answer from this fact even with it in context",
+)
+NOT_RECALLED = Kind(
+    "npt:fact-not-recalled",
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    "The model does not recall this fact after writing it, so it was not kept",
+)
+OVERLOADED = Kind(
+    "npt:overloaded", HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait", retry=True
+)
+DRAINING = Kind(
+    "npt:draining", HTTPStatus.SERVICE_UNAVAILABLE, "The server is shutting down", retry=True
+)
+NOT_REACHED = Kind(
+    "npt:version-not-reached",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The version asked for is not published yet",
+    retry=True,
+)
+READ_ONLY = Kind(
+    "npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written"
+)
+DISK_FULL = Kind("npt:disk-full", HTTPStatus.INSUFFICIENT_STORAGE, "There is no room on the disk")
+BLOB_DAMAGED = Kind(
+    "npt:blob-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "Stored weights are missing or damaged"
+)
+
+TABLE: Mapping[type[Exception], Kind] = {
+    MalformedHeader: MALFORMED,
+    VersionNotReached: NOT_REACHED,
+    FailedGeneration: INTERNAL,
+    engine.InvalidSampling: INVALID,
+    engine.EmptyPrompt: INVALID,
+    engine.PromptTooLong: PROMPT_TOO_LONG,
+    engine.VersionNotFound: VERSION_NOT_FOUND,
+    engine.QueueFull: OVERLOADED,
+    engine.EngineClosed: DRAINING,
+    consolidation.UnreadableFact: UNREADABLE,
+    consolidation.NotRecalled: NOT_RECALLED,
+    consolidation.InvalidRequest: INVALID,
+    commands.FactNotFound: FACT_NOT_FOUND,
+    commands.FactAlreadyRetracted: RETRACTED,
+    commands.UnknownVersion: VERSION_NOT_FOUND,
+    commands.StaleVersion: STALE,
+    commands.KeyConflict: KEY_CONFLICT,
+    commands.KeyInFlight: KEY_IN_FLIGHT,
+    commands.InvalidField: INVALID,
+    commands.TooManyWrites: OVERLOADED,
+    commands.ReadOnly: READ_ONLY,
+    storage.DiskFull: DISK_FULL,
+    storage.StorageFailed: READ_ONLY,
+    blobs.BlobMissing: BLOB_DAMAGED,
+    blobs.BlobDamaged: BLOB_DAMAGED,
+}
+
+_BY_STATUS: Mapping[int, Kind] = {
+    400: MALFORMED,
+    404: NOT_FOUND,
+    405: NOT_ALLOWED,
+    413: TOO_LARGE,
+    415: MEDIA,
+    421: FOREIGN_HOST,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error with problem details."""
+    for error in TABLE:
+        app.add_exception_handler(error, _from_table)
+    app.add_exception_handler(RequestValidationError, _from_validation)
+    app.add_exception_handler(HTTPException, _from_http)
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem an error stands for; an unknown one tells the client nothing."""
+    kind = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+    if kind is None:
+        return _problem(INTERNAL)
+    report = getattr(error, "report", None)
+    return _problem(
+        kind,
+        str(error),
+        errors=_fields(error),
+        report=None if report is None else report.as_dict(),
+    )
+
+
+def respond(request: Request, problem: Problem, headers: Mapping[str, str] = {}) -> Response:
+    """A problem as the answer to `request`."""
+    state = request.scope.get("state", {})
+    host = getattr(request.app.state, "host", None) if "app" in request.scope else None
+    complete = problem.model_copy(
+        update={
+            "request_id": state.get("request_id"),
+            "weights_version": None if host is None else host.version,
+        }
+    )
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if problem.type in _RETRIED else {}
+    return Response(
+        complete.model_dump_json(exclude_none=True),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers={**retry, **headers},
+    )
+
+
+def for_status(status: int, detail: str | None = None) -> Problem:
+    """The problem of a bare HTTP status."""
+    return _problem(_BY_STATUS.get(status, INTERNAL), detail)
+
+
+def kinds() -> Iterator[Kind]:
+    """Every problem type there is."""
+    yield from dict.fromkeys([MALFORMED, *TABLE.values(), *_BY_STATUS.values(), INTERNAL])
+
+
+def _problem(kind: Kind, detail: str | None = None, **extra: Any) -> Problem:
+    return Problem(
+        type=kind.type, title=kind.title, status=int(kind.status), detail=detail, **extra
+    )
+
+
+def _fields(error: Exception) -> list[FieldProblem] | None:
+    if not isinstance(
+        error, consolidation.InvalidRequest | engine.InvalidSampling | commands.InvalidField
+    ):
+        return None
+    return [FieldProblem(field=error.field, reason=error.reason)]
+
+
+def _from_table(request: Request, error: Exception) -> Response:
+    return respond(request, problem_of(error))
+
+
+def _from_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    cause = error.__cause__
+    detail = f"not UTF-8: {cause}" if isinstance(cause, UnicodeDecodeError) else error.detail
+    return respond(request, for_status(error.status_code, detail), error.headers or {})
+
+
+def _from_validation(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found: Sequence[Mapping[str, Any]] = error.errors()
+    if any(entry["type"] == "json_invalid" for entry in found):
+        return respond(request, _problem(MALFORMED, f"not JSON: {found[0]['ctx']['error']}"))
+    if isinstance(error.body, bytes) and error.body:
+        return respond(request, _problem(MEDIA, "send Content-Type: application/json"))
+    errors = [FieldProblem(field=_name(entry["loc"]), reason=_reason(entry)) for entry in found]
+    detail = "; ".join(f"{entry.field}: {entry.reason}" for entry in errors)
+    return respond(request, _problem(INVALID, detail, errors=errors))
+
+
+def _name(location: Sequence[int | str]) -> str:
+    """`("body", "questions", 0, "answer")` as `questions.0.answer`."""
+    return ".".join(map(str, location[1:])) or str(location[0])
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    if entry["type"] == "extra_forbidden":
+        return "unknown field"
+    return str(entry["msg"]).removeprefix("Value error, ")
+
+
+_RETRIED = frozenset(kind.type for kind in kinds() if kind.retry)

@@ -1,0 +1,26 @@
+"""What can go wrong between HTTP and the engine.
+
+RequestError
+├── MalformedHeader     a header that cannot be read
+├── VersionNotReached   `min_weights_version` was not published in time
+└── FailedGeneration    the engine failed while it answered
+"""
+
+
+class RequestError(Exception):
+    """Base of the errors of the HTTP edge."""
+
+
+class MalformedHeader(RequestError):
+    def __init__(self, header: str, reason: str) -> None:
+        super().__init__(f"{header} {reason}")
+
+
+class VersionNotReached(RequestError):
+    def __init__(self, wanted: int, newest: int) -> None:
+        super().__init__(f"version {wanted} is not published, the newest is {newest}")
+
+
+class FailedGeneration(RequestError):
+    def __init__(self) -> None:
+        super().__init__("the answer could not be completed")

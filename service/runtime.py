@@ -1,0 +1,89 @@
+"""What the service needs of the model side; `npt_core.loading.Runtime` fits these shapes."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from npt_core.consolidation import WriteRequest
+from npt_core.engine.decoding import CausalModel
+
+
+class Template(Protocol):
+    """Text at the edge: prompts to token ids and back."""
+
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    def with_context(self, prompt: str, context: Sequence[str]) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Weights(Protocol):
+    """Everything one fact writes."""
+
+    def to_tensors(self) -> dict[str, Tensor]: ...
+
+
+class Bank(Protocol):
+    """Published facts, by version."""
+
+    @property
+    def version(self) -> int: ...
+
+    def publish(self, version: int, births: Mapping[str, Any], deaths: Collection[str]) -> None: ...
+
+    def num_columns(self) -> int: ...
+
+
+class Report(Protocol):
+    """What was measured while a fact was written."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+class Consolidated(Protocol):
+    """A fact turned into weights, not yet published."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def report(self) -> Report: ...
+
+
+class Consolidator(Protocol):
+    """Turns a fact into weights; raises the `FactError` tree of `npt_core.consolidation`."""
+
+    def consolidate(self, request: WriteRequest, /) -> Consolidated: ...
+
+
+class Model(CausalModel, Protocol):
+    """A causal language model whose weights can be listed."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+
+class Runtime(Protocol):
+    """A loaded checkpoint, ready to answer and to learn."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def template(self) -> Template: ...
+
+    @property
+    def bank(self) -> Bank: ...
+
+    @property
+    def consolidator(self) -> Consolidator: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...

@@ -1,0 +1,1 @@
+"""What crosses the wire, validated once: an unknown or ill-fitting field is named and refused."""

@@ -1,0 +1,141 @@
+"""The /facts resource."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints
+
+from service.ledger import FactState, StoredFact
+from service.ledger.chain import canonical
+from service.schemas.common import In, Out, Printable
+
+MAX_FACT = 4000
+"""Characters: a sentence or a paragraph. Longer texts are several facts."""
+MAX_QUESTIONS = 64
+MAX_QUESTION = 1000
+MAX_METADATA = 8192
+MAX_LAYERS = 1024
+
+_Line = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUESTION),
+    Printable,
+]
+
+
+class Strategy(StrEnum):
+    """How a fact is written."""
+
+    BANK = "bank"
+    MODULATION = "modulation"
+    RIDGE = "ridge"
+
+
+class Preset(StrEnum):
+    """Named settings of the modulation strategy."""
+
+    FACTUAL_RECALL = "factual_recall"
+    REASONING = "reasoning"
+    CREATIVE = "creative"
+
+
+class Question(In):
+    """A question that the fact answers, and its answer."""
+
+    question: _Line = Field(examples=["Who is the CEO of TechCorp?"])
+    answer: _Line = Field(examples=["Dr. Sarah Chen"])
+
+
+def _distinct(layers: list[int]) -> list[int]:
+    if len(set(layers)) != len(layers):
+        raise ValueError("must not name a layer twice")
+    return layers
+
+
+def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    if len(canonical(metadata)) > MAX_METADATA:
+        raise ValueError(f"must not exceed {MAX_METADATA} characters as JSON")
+    return metadata
+
+
+class FactIn(In):
+    """A fact to learn."""
+
+    fact: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_FACT), Printable
+    ] = Field(examples=["The CEO of TechCorp is Dr. Sarah Chen."])
+    questions: list[Question] = Field(
+        default=[], max_length=MAX_QUESTIONS, description="in addition to the model's own"
+    )
+    strategy: Strategy = Field(Strategy.BANK, strict=False)
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="strength of the write; absent: the preset's, or 1",
+    )
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] | None = Field(
+        None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names"
+    )
+    token_idx: int = Field(
+        -1, ge=-(2**31), lt=2**31, description="modulation: the token to consolidate"
+    )
+    preset: Preset | None = Field(None, strict=False)
+    dry_run: bool = Field(False, description="measure everything, write nothing")
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = {}
+
+
+class FactOut(Out):
+    """A fact and what was measured when it was written."""
+
+    id: str
+    weights_version: int = Field(description="the version this answer speaks of")
+    fact: str
+    state: FactState
+    born: int = Field(description="the version that first knew it")
+    died: int | None = Field(description="the version that retracted it")
+    created_at: str
+    request: dict[str, Any] = Field(description="the rest of the request, as it was given")
+    report: dict[str, Any]
+
+    @classmethod
+    def of(cls, stored: StoredFact, weights_version: int) -> "FactOut":
+        """From what the ledger keeps."""
+        fact = stored.fact
+        request = dict(fact.request)
+        return cls(
+            id=fact.id,
+            weights_version=weights_version,
+            fact=request.pop("fact"),
+            state=stored.state,
+            born=fact.version,
+            died=stored.died,
+            created_at=fact.created_at,
+            request=request,
+            report=dict(fact.report),
+        )
+
+
+class FactCreated(Out):
+    """The fact is in the weights from `weights_version` on."""
+
+    id: str
+    weights_version: int
+    report: dict[str, Any]
+
+
+class FactRehearsed(Out):
+    """A dry run: nothing was written."""
+
+    dry_run: bool = True
+    weights_version: int
+    report: dict[str, Any]
+
+
+class FactRetracted(Out):
+    """The fact is not known from `weights_version` on."""
+
+    id: str
+    state: FactState = FactState.RETRACTED
+    weights_version: int

@@ -1,0 +1,29 @@
+"""Errors on the wire: problem details (RFC 9457)."""
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from service.schemas.common import Out
+
+
+class FieldProblem(Out):
+    """One field of the request that does not fit."""
+
+    field: str = Field(examples=["alpha"])
+    reason: str = Field(examples=["Input should be less than or equal to 1"])
+
+
+class Problem(Out):
+    """What went wrong, for a program (`type`) and for a person (`title`, `detail`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = Field(examples=["npt:invalid-request"])
+    title: str = Field(examples=["The request does not fit the schema"])
+    status: int = Field(examples=[422])
+    detail: str | None = None
+    errors: list[FieldProblem] | None = None
+    report: dict[str, Any] | None = Field(None, description="what was measured before a refusal")
+    weights_version: int | None = Field(None, description="the newest version")
+    request_id: str | None = None

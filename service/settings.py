@@ -1,0 +1,65 @@
+"""Everything the service can be told, from `NPT_*` variables and the flags of `npt serve`."""
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Frozen once read. Flags win over the environment, the environment over the defaults.
+
+    Raises:
+        pydantic.ValidationError: a value out of range, or an address that other machines reach
+            while nothing guards it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NPT_", frozen=True, extra="ignore")
+
+    model: str = "models/reference"
+    """A folder or a hub id."""
+    data: Path = Path("data")
+    """The folder of ledger and blobs; one process owns it."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    allow_unauthenticated: bool = False
+    """Serve other machines although anyone may then read and write facts."""
+
+    max_concurrency: int = Field(2, ge=1)
+    """Sequences decoded at once; more than the cores only makes all of them slower."""
+    queue_size: int = Field(64, ge=0)
+    """Sequences that may wait: at a second each, more would wait longer than a client does."""
+    max_pending_writes: int = Field(16, ge=1)
+    """Writes that may be under way or wait for the write lock."""
+
+    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    """Ample for the longest prompt, small enough that reading it costs nothing."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """An answer is cut off (finish reason `deadline`) after this long."""
+    version_wait_s: float = Field(5.0, ge=0)
+    """How long `min_weights_version` waits before 503."""
+    shutdown_grace_s: int = Field(30, ge=0)
+    """How long running answers may go on after SIGTERM."""
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @model_validator(mode="after")
+    def _refuse_to_serve_strangers(self) -> "Settings":
+        if not self.allow_unauthenticated and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and no API keys are set: "
+                "bind 127.0.0.1, or set NPT_ALLOW_UNAUTHENTICATED=1 if that is what you want"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; names other than localhost are not resolved."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,62 @@
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from service.app import create_app
+from service.host import Host, open_host
+from service.settings import Settings
+from tests.service.fakes import FakeRuntime, load_fake_runtime
+
+OpenHost = Callable[..., Host]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def host_of(data: Path) -> Iterator[OpenHost]:
+    """Opens hosts on one data folder, one after the other; the last one is closed at the end."""
+    opened: list[Host] = []
+
+    def open_one(**settings: Any) -> Host:
+        for host in opened:
+            host.close()
+        opened.append(open_host(Settings(data=data, **settings), load_fake_runtime))
+        return opened[-1]
+
+    yield open_one
+    for host in opened:
+        runtime = fake(host)
+        for gate in (runtime.model.gate, runtime.consolidator.gate):
+            if gate is not None:
+                gate.release(10_000)
+        host.close()
+
+
+@pytest.fixture
+def host(host_of: OpenHost) -> Host:
+    return host_of()
+
+
+@pytest_asyncio.fixture
+async def client(host: Host) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(host) as connected:
+        yield connected
+
+
+def client_of(host: Host) -> httpx2.AsyncClient:
+    """A client of the application in this process; server errors come back as answers."""
+    transport = httpx2.ASGITransport(create_app(host), raise_app_exceptions=False)
+    return httpx2.AsyncClient(transport=transport, base_url="http://test")
+
+
+def fake(host: Host) -> FakeRuntime:
+    """The fake runtime behind a host."""
+    assert isinstance(host.runtime, FakeRuntime)
+    return host.runtime

@@ -1,0 +1,170 @@
+"""A runtime that behaves like the real one, on bytes and string matching instead of weights.
+
+It answers `The K is V.` facts: a prompt that contains K is continued with ` V.`, from a context
+or from what the bank knows at the request's version, and anything else with ` I don't know.`.
+"""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from npt_core.bank import Columns, FactWeights
+from npt_core.consolidation import InvalidRequest, NotRecalled, UnreadableFact, WriteRequest
+
+EOS = 256
+UNKNOWN = " I don't know."
+MAX_POSITIONS = 600
+
+
+class ByteTemplate:
+    """Tokens are the bytes of UTF-8, so characters often span several."""
+
+    eos_token_ids = frozenset({EOS})
+
+    def with_context(self, prompt: str, context: Sequence[str]) -> str:
+        return f"Context: {' '.join(context)}\n{prompt}" if context else prompt
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < EOS).decode(errors="replace")
+
+
+@dataclass
+class FakeBank:
+    """Sentences with lifetimes."""
+
+    version: int = 0
+    lives: list[list[Any]] = field(default_factory=list)
+
+    def publish(
+        self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]
+    ) -> None:
+        for life in self.lives:
+            if life[0] in deaths and life[3] is None:
+                life[3] = version
+        self.lives += [[name, _sentence(born), version, None] for name, born in births.items()]
+        self.version = version
+
+    def sentences(self, version: int) -> list[str]:
+        return [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]
+
+    def num_columns(self) -> int:
+        return len(self.sentences(self.version))
+
+
+class FakeModel:
+    """Continues text byte by byte; with a `gate`, each forward waits for a permit."""
+
+    def __init__(self, bank: FakeBank) -> None:
+        self.config = LlamaConfig(
+            vocab_size=EOS + 1,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=MAX_POSITIONS,
+        )
+        self.device = torch.device("cpu")
+        self.bank = bank
+        self.gate: threading.Semaphore | None = None
+        self.entered = threading.Semaphore(0)
+        self.fails = False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"weight": torch.arange(8.0)}
+
+    def __call__(self, input_ids: Tensor, past_key_values: Any, **kwargs: Any) -> Any:
+        self.entered.release()
+        if self.gate is not None:
+            self.gate.acquire()
+        if self.fails:
+            raise RuntimeError("out of memory")
+        seen = getattr(past_key_values, "seen", b"")
+        if not seen:
+            past_key_values.prompt = bytes(input_ids[0].tolist())
+        past_key_values.seen = seen + bytes(i for i in input_ids[0].tolist() if i < EOS)
+        made = len(past_key_values.seen) - len(past_key_values.prompt)
+        text = past_key_values.prompt.decode()
+        answer = self._answer(text, kwargs["weights_version"]).encode()
+        logits = torch.zeros(1, 1, EOS + 1)
+        logits[0, 0, answer[made] if made < len(answer) else EOS] = 12.0
+        return SimpleNamespace(logits=logits)
+
+    def _answer(self, text: str, version: int) -> str:
+        context, _, prompt = text.rpartition("\n")
+        known = [*reversed(self.bank.sentences(version)), *context.split(". ")]
+        for sentence in known:
+            subject, _, value = sentence.removeprefix("Context: ").partition(" is ")
+            if value and subject.removeprefix("The ") in prompt:
+                return f" {value.rstrip('.')}."
+        return UNKNOWN
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    """The numbers a write reports."""
+
+    recall_after: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"recall_before": 0.0, "recall_after": self.recall_after, "drift": 0.001}
+
+
+@dataclass(frozen=True)
+class FakeConsolidated:
+    weights: FactWeights
+    report: FakeReport
+
+
+class FakeConsolidator:
+    """Refuses what says that it should be refused; with a `gate`, waits for a permit."""
+
+    def __init__(self) -> None:
+        self.gate: threading.Semaphore | None = None
+        self.entered = threading.Semaphore(0)
+        self.requests: list[WriteRequest] = []
+
+    def consolidate(self, request: WriteRequest, /) -> FakeConsolidated:
+        self.requests.append(request)
+        self.entered.release()
+        if self.gate is not None:
+            self.gate.acquire()
+        if "unreadable" in request.fact:
+            raise UnreadableFact(FakeReport(0.0))
+        if "forgettable" in request.fact:
+            raise NotRecalled(FakeReport(0.2))
+        if request.token_idx >= len(request.fact):
+            raise InvalidRequest("token_idx", "is beyond the end of the fact")
+        return FakeConsolidated(_weights(request.fact), FakeReport())
+
+
+@dataclass(frozen=True)
+class FakeRuntime:
+    model: FakeModel
+    bank: FakeBank
+    template: ByteTemplate = field(default_factory=ByteTemplate)
+    consolidator: FakeConsolidator = field(default_factory=FakeConsolidator)
+    num_layers: int = 2
+    max_positions: int = MAX_POSITIONS
+
+
+def load_fake_runtime(_path: str, /) -> FakeRuntime:
+    """As `npt_core.loading.load_runtime`: a fresh runtime that knows no facts."""
+    bank = FakeBank()
+    return FakeRuntime(FakeModel(bank), bank)
+
+
+def _weights(sentence: str) -> FactWeights:
+    values = torch.tensor([[float(ord(c)) for c in sentence]])
+    return FactWeights({0: Columns(torch.ones(1, 1), values, torch.ones(1), torch.ones(1, 1))})
+
+
+def _sentence(weights: FactWeights) -> str:
+    return "".join(chr(int(code)) for code in weights.columns[0].values[0].tolist())
