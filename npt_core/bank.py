@@ -1,9 +1,10 @@
 """What facts add to the weights, and which version sees which of it.
 
-A fact lives in plastic columns (a key, a value, a threshold) and, under the original rules, in rank-one
-factors. Every row carries `[born, died)`: version v sees a row iff `born <= v < died`. Publishing
-builds new tables and swaps one reference per layer, so a reader never takes a lock, and a request that
-names its version gets the same rows to its last token, whatever is published meanwhile.
+A fact lives in plastic columns (a key, a value, a threshold) and, under the original rules, in
+rank-one factors. Every row carries `[born, died)`: version v sees a row iff `born <= v < died`.
+Publishing builds new tables and swaps one reference per layer, so a reader never takes a lock, and
+a request that names its version gets the same rows to its last token, whatever is published
+meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -27,8 +28,8 @@ class BankError(Exception):
 class Whitening:
     """Key space of one layer: `key(z) = normalise((z - mean) @ projection)`.
 
-    `mean` `[d_ffn]`, `projection` `[d_ffn, p]`: the inverse square root of the covariance at surprising
-    positions, times a seeded random projection.
+    `mean` `[d_ffn]`, `projection` `[d_ffn, p]`: the inverse square root of the covariance at
+    surprising positions, times a seeded random projection.
     """
 
     mean: Tensor
@@ -114,7 +115,9 @@ class _Rows:
     @classmethod
     def empty(cls, widths: Iterable[tuple[int, ...]], like: Tensor) -> Self:
         none = torch.zeros(0, dtype=torch.int64, device=like.device)
-        return cls(tuple(like.new_zeros(0, *w, dtype=torch.float32) for w in widths), none, none, none)
+        return cls(
+            tuple(like.new_zeros(0, *w, dtype=torch.float32) for w in widths), none, none, none
+        )
 
     def __len__(self) -> int:
         return len(self.born)
@@ -127,7 +130,10 @@ class _Rows:
     def extended(self, parts: Iterable[Tensor], owner: int, version: int) -> Self:
         """New rows, born at `version`."""
         added = [p.to(old) for p, old in zip(parts, self.parts, strict=True)]
-        more = lambda value: self.born.new_full((len(added[0]),), value)  # noqa: E731
+
+        def more(value: int) -> Tensor:
+            return self.born.new_full((len(added[0]),), value)
+
         return replace(
             self,
             parts=tuple(torch.cat([old, new]) for old, new in zip(self.parts, added, strict=True)),
@@ -200,7 +206,10 @@ class Bank:
         self._mlps = [layer.mlp for layer in model.model.layers]  # type: ignore[union-attr]
         self.layers = [
             PlasticLayer(
-                mlp.down_proj.out_features, mlp.down_proj.in_features, whitening.get(i), mlp.down_proj.weight
+                mlp.down_proj.out_features,
+                mlp.down_proj.in_features,
+                whitening.get(i),
+                mlp.down_proj.weight,
             )
             for i, mlp in enumerate(self._mlps)
         ]
@@ -229,29 +238,36 @@ class Bank:
     ) -> None:
         """Makes `version` the newest: `deaths` end, `births` begin (again, after a rollback).
 
-        Raises BankError, and changes nothing, if the version is not newer, a fact to die is not alive,
-        one to be born is, or its weights do not fit the model.
+        Raises BankError, and changes nothing, if the version is not newer, a fact to die is not
+        alive, one to be born is, or its weights do not fit the model.
         """
         self._check(version, births, deaths)
         ending = self.layers[0].columns.owner.new_tensor([self._owners[f] for f in deaths])
         for index, layer in enumerate(self.layers):
-            columns, factors = layer.columns.ended(ending, version), {
-                site: rows.ended(ending, version) for site, rows in layer.factors.items()
-            }
+            columns, factors = (
+                layer.columns.ended(ending, version),
+                {site: rows.ended(ending, version) for site, rows in layer.factors.items()},
+            )
             for fact, weights in births.items():
                 owner = self._owners.setdefault(fact, len(self._owners))
                 if (new := weights.columns.get(index)) is not None:
-                    columns = columns.extended((new.keys, new.values, new.thresholds), owner, version)
+                    columns = columns.extended(
+                        (new.keys, new.values, new.thresholds), owner, version
+                    )
                 for site in factors:
                     if (more := weights.factors.get((index, site))) is not None:
-                        factors[site] = factors[site].extended((more.left, more.right), owner, version)
+                        factors[site] = factors[site].extended(
+                            (more.left, more.right), owner, version
+                        )
             layer.columns, layer.factors = columns, factors
         self._alive = (self._alive - set(deaths)) | set(births)
         for layer in self.layers:
             layer.newest = version
         self.version = version
 
-    def _check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+    def _check(
+        self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]
+    ) -> None:
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
         if missing := set(deaths) - self._alive:

@@ -13,11 +13,14 @@ from transformers import DynamicCache
 
 @dataclass(frozen=True)
 class Decoding:
-    """When a row ends and how the next token is chosen; temperature 0 is greedy."""
+    """When a row ends and how the next token is chosen; temperature 0 is greedy, `top_p` the
+    nucleus.
+    """
 
     max_new_tokens: int
     end_ids: Collection[int]
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
     batch_size: int = 64
 
@@ -26,15 +29,20 @@ def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    weights_version: int | None = None,
+    weights_version: int | Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The new ids of each prompt, in order, without the end token."""
+    """The new ids of each prompt, in order, without the end token; one version, or one per prompt."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: list[list[int]] = [[] for _ in prompts]
     generator = torch.Generator().manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
         chunk = order[start : start + decoding.batch_size]
-        answers = _batch(model, [prompts[i] for i in chunk], decoding, generator, weights_version)
+        versions = (
+            torch.tensor([weights_version[i] for i in chunk])
+            if isinstance(weights_version, Sequence)
+            else weights_version
+        )
+        answers = _batch(model, [prompts[i] for i in chunk], decoding, generator, versions)
         for index, answer in zip(chunk, answers, strict=True):
             results[index] = answer
     return results
@@ -46,7 +54,7 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     generator: torch.Generator,
-    weights_version: int | None,
+    weights_version: int | Tensor | None,
 ) -> list[list[int]]:
     ids, mask = left_padded(prompts)
     cache, rows = DynamicCache(), list(range(len(prompts)))
@@ -62,7 +70,7 @@ def _batch(
             logits_to_keep=1,
             weights_version=weights_version,
         ).logits[:, -1]
-        tokens = _choose(logits.float(), decoding.temperature, generator)
+        tokens = _choose(logits.float(), decoding, generator)
         going = [k for k, token in enumerate(tokens.tolist()) if token not in decoding.end_ids]
         for k in going:
             answers[rows[k]].append(int(tokens[k]))
@@ -72,6 +80,8 @@ def _batch(
             keep = torch.tensor(going)
             cache.batch_select_indices(keep)
             tokens, mask, rows = tokens[keep], mask[keep], [rows[k] for k in going]
+            if isinstance(weights_version, Tensor):
+                weights_version = weights_version[keep]
         ids = tokens[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
     return answers
@@ -91,7 +101,10 @@ def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows])
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
+def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+    if decoding.temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]
+    weights, ids = torch.softmax(logits / decoding.temperature, -1).sort(-1, descending=True)
+    outside = weights.cumsum(-1) - weights >= decoding.top_p
+    drawn = torch.multinomial(weights.masked_fill(outside, 0.0), 1, generator=generator)
+    return ids.gather(-1, drawn)[:, 0]

@@ -108,7 +108,7 @@ class ChatTemplate:
     eos_token_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a rendered conversation: the template has written its special tokens itself."""
+        """The ids of a rendered conversation; the template wrote its special tokens itself."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -139,13 +139,18 @@ class ChatTemplate:
 
     def self_study_prompts(self, context: Sequence[str]) -> tuple[str, str]:
         """Requests, in words, for one question and for one restatement."""
-        ask = "Write one short question that the context answers, then its short answer on a new line."
+        ask = (
+            "Write one short question that the context answers, "
+            "then its short answer on a new line."
+        )
         restate = "Restate the context in one short sentence."
         return self.with_context(ask, context), self.with_context(restate, context)
 
 
 def template_for(tokenizer: Any, end_ids: Sequence[int], plain: bool) -> PromptTemplate:
-    """The template of a checkpoint: its chat template if it has one, unless it is a `plain` text model."""
+    """The template of a checkpoint: its chat template if it has one, unless it is a `plain` text
+    model.
+    """
     if plain or not getattr(tokenizer, "chat_template", None):
         return PlainTemplate(tokenizer)
     return ChatTemplate(tokenizer, tuple(end_ids))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from npt_core.consolidation import WriteRequest
+from npt_core.consolidation import Question, WriteRequest
 from service.commands import AddFact, InvalidField
 from service.ledger import IdempotencyKey
 from service.ledger.chain import digest
@@ -31,10 +31,13 @@ def _check_layers(layers: list[int] | None, num_layers: int) -> None:
 
 def _write_request(asked: FactIn) -> WriteRequest:
     # What is absent is left to the consolidator: its defaults depend on strategy and preset.
-    given: dict[str, Any] = {
-        name: getattr(asked, name)
-        for name in ("alpha", "layers", "token_idx", "preset")
-        if name in asked.model_fields_set and getattr(asked, name) is not None
+    optional: dict[str, Any] = {
+        "alpha": asked.alpha,
+        "layers": None if asked.layers is None else tuple(sorted(asked.layers)),
+        "preset": None if asked.preset is None else asked.preset.value,
     }
-    questions = tuple((entry.question, entry.answer) for entry in asked.questions)
-    return WriteRequest(asked.fact, questions=questions, strategy=asked.strategy.value, **given)
+    questions = tuple(Question(entry.question, entry.answer) for entry in asked.questions)
+    given = {name: value for name, value in optional.items() if value is not None}
+    return WriteRequest(
+        asked.fact, questions, asked.strategy.value, token_idx=asked.token_idx, **given
+    )

@@ -64,18 +64,18 @@ class Running:
         texts = [AnswerText(decode, self.prompt_ids, self.stops) for _ in range(self.n)]
         async for event in _observed(self.stream, self.n, self.metrics):
             text = texts[event.index]
-            if text.stopped:
+            if text.has_stopped():
                 continue  # Decoding ran a little ahead of the stop string.
             if isinstance(event, TokenEvent):
                 yield Piece(event.index, text.push(event.token_id), event)
-                if text.stopped:
+                if text.has_stopped():
                     self.stream.cancel(event.index)
                     yield End(event.index, FinishReason.STOP)
                 continue
             rest = text.flush()
             if rest:
                 yield Piece(event.index, rest, None)
-            yield End(event.index, FinishReason.STOP if text.stopped else event.reason)
+            yield End(event.index, FinishReason.STOP if text.has_stopped() else event.reason)
 
 
 async def admit(host: Host, asked: GenerateIn) -> Running:

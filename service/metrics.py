@@ -58,7 +58,7 @@ class Metrics:
         )
         self.facts = Counter(
             "npt_facts_total",
-            "Fact writes, by what became of them.",
+            "Fact writes, by outcome.",
             ("result",),
             registry=registry,
         )

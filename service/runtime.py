@@ -42,6 +42,15 @@ class Bank(Protocol):
 class Report(Protocol):
     """What was measured while a fact was written."""
 
+    @property
+    def recall_after(self) -> float: ...
+
+    @property
+    def drift(self) -> float: ...
+
+    @property
+    def timings(self) -> Mapping[str, float]: ...
+
     def as_dict(self) -> dict[str, Any]: ...
 
 
@@ -56,7 +65,7 @@ class Consolidated(Protocol):
 
 
 class Consolidator(Protocol):
-    """Turns a fact into weights; raises the `FactError` tree of `npt_core.consolidation`."""
+    """Turns a fact into weights; raises the `ConsolidationError` tree."""
 
     def consolidate(self, request: WriteRequest, /) -> Consolidated: ...
 

@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from secrets import token_hex
-from typing import Any
 
-from npt_core.consolidation import FactError, NotRecalled, UnreadableFact
+from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
 from service.blobs import BlobStore
 from service.commands import (
     Added,
@@ -35,7 +34,8 @@ class Writer:
 
     The order is what makes an acknowledged fact durable: the blob, then the ledger that names
     it, then the bank, then the answer. `published` is called after each new version.
-    Thread-safe; raises the `WriteError`, `FactError`, `StorageError` and `BlobError` trees.
+    Thread-safe; raises the `WriteError`, `ConsolidationError`, `StorageError` and `BlobError`
+    trees.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class Writer:
             with self._writing(command.if_match):
                 consolidated = self._consolidate(command)
                 fact = self._publish_fact(command, consolidated)
-            self._count_published(fact.report)
+            self._metrics.facts.labels("published").inc()
+            self._metrics.fact_recall.observe(consolidated.report.recall_after)
+            self._metrics.drift.observe(consolidated.report.drift)
             return Added(fact)
 
     def rehearse(self, command: AddFact) -> Rehearsed:
@@ -151,10 +153,13 @@ class Writer:
     def _consolidate(self, command: AddFact) -> Consolidated:
         try:
             with self._timed("consolidate"):
-                return self._consolidator.consolidate(command.request)
-        except FactError as error:
+                consolidated = self._consolidator.consolidate(command.request)
+        except ConsolidationError as error:
             self._metrics.facts.labels(_refusal(error)).inc()
             raise
+        for stage, seconds in consolidated.report.timings.items():
+            self._metrics.fact_write.labels(stage).observe(seconds)
+        return consolidated
 
     def _replayed(self, command: AddFact) -> Added | None:
         found = None if command.key is None else self._ledger.find_key(command.key.key)
@@ -208,17 +213,8 @@ class Writer:
         with self._metrics.fact_write.labels(stage).time():
             yield
 
-    def _count_published(self, report: Mapping[str, Any]) -> None:
-        self._metrics.facts.labels("published").inc()
-        for name, histogram in (
-            ("recall_after", self._metrics.fact_recall),
-            ("drift", self._metrics.drift),
-        ):
-            if isinstance(value := report.get(name), int | float):
-                histogram.observe(value)
 
-
-def _refusal(error: FactError) -> str:
+def _refusal(error: ConsolidationError) -> str:
     if isinstance(error, UnreadableFact):
         return "unreadable"
     return "not_recalled" if isinstance(error, NotRecalled) else "invalid"

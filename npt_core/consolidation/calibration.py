@@ -1,8 +1,9 @@
 """What a checkpoint must know about its own activations before facts can be written.
 
-Per plastic layer: the whitened key space, the keys of a reference text (columns must not fire on them),
-the keys of a separate locality set (to verify that they do not), and the second moment of the keys for
-ridge and folding. Stored beside the weights as `plasticity.json` and `plasticity.safetensors`.
+Per plastic layer: the whitened key space, the keys of a reference text (columns must not fire on
+them), the keys of a separate locality set (to verify that they do not), and the second moment of
+the keys for ridge and folding. Stored beside the weights as `plasticity.json` and
+`plasticity.safetensors`.
 """
 
 import json
@@ -26,7 +27,7 @@ KEY_SCALE = 127.0
 
 @dataclass(frozen=True)
 class PlasticityConfig:
-    """How facts are written; chosen by measuring on a development split, stored with the checkpoint."""
+    """How facts are written: measured on a development split, stored with the checkpoint."""
 
     layers: tuple[int, ...]
     key_width: int = 64
@@ -43,7 +44,7 @@ class PlasticityConfig:
     merge: float = 0.9
     """Cosine from which a token is left to a column that the fact already has."""
     questions: int = 10
-    temperature: float = 0.9
+    temperature: float = 0.8
     held_out: float = 0.34
     look_alikes: int = 8
     min_recall: float = 0.99
@@ -126,7 +127,10 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads both files; raises OSError, KeyError or SafetensorError for missing or damaged ones."""
+        """Reads both files.
+
+        Raises OSError, KeyError, TypeError, ValueError or SafetensorError for damaged ones.
+        """
         config = PlasticityConfig.load(folder / CONFIG_FILE)
         tensors = load_file(folder / TENSOR_FILE)
         owner = tensors["locality_owner"].long()
@@ -152,7 +156,9 @@ class CalibrationText:
     locality: Sequence[Sequence[int]]
 
 
-def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: CalibrationText) -> Calibration:
+def calibrate(
+    model: NPTForCausalLM, config: PlasticityConfig, text: CalibrationText
+) -> Calibration:
     """Measures `model` (a private copy) in the layers of `config`."""
     starts = [start for _, start in text.answers]
     answers, _ = _keys(model, [ids for ids, _ in text.answers], config.layers, starts)
@@ -174,7 +180,7 @@ def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: Calibration
 
 
 def _whitening(z: Tensor, width: int, seed: int) -> Whitening:
-    """Whitens by the covariance of `z` `[n, d_ffn]`, then projects at random to `width` dimensions."""
+    """Whitens by the covariance of `z` `[n, d_ffn]`, then projects at random to `width` columns."""
     mean = z.mean(0)
     covariance = torch.cov(z.T.double())
     ridge = 1e-2 * covariance.diagonal().mean()
@@ -192,7 +198,9 @@ def _keys(
     starts: Sequence[int] | None = None,
     batch: int = 32,
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """By layer the activations `[n, d_ffn]` at every token from `starts - 1` on, and each one's row."""
+    """By layer the activations `[n, d_ffn]` at every token from `starts - 1` on, and each one's
+    row.
+    """
     found: dict[int, list[Tensor]] = {index: [] for index in layers}
     owners: list[Tensor] = []
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -204,4 +212,3 @@ def _keys(
             for index in layers:
                 found[index].append(states.keys[index][k, span].float())
     return {index: torch.cat(parts) for index, parts in found.items()}, torch.cat(owners)
-

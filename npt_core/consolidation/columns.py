@@ -1,9 +1,9 @@
 """From probes to plastic columns: teacher and student, surprise, keys, values, leak check.
 
 Teacher: the model with the fact in its context; student: the same weights without. At every answer
-token whose surprise `KL(p_teacher || p_student)` is worth it, a column stores the student's input to
-`down_proj` (key) and what the layer's output lacks, `x_teacher - x_student` (value). Layers are written
-from low to high in one pass, each seeing the columns below it.
+token whose surprise `KL(p_teacher || p_student)` is worth it, a column stores the student's input
+to `down_proj` (key) and what the layer's output lacks, `x_teacher - x_student` (value). Layers are
+written from low to high in one pass, each seeing the columns below it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ class AlignedProbe:
     def reproduced(self, logits: Tensor, ids: Sequence[int]) -> bool:
         """Whether greedy decoding after the prompt in `ids` writes exactly this answer.
 
-        `logits` `[T, vocab]` come from one pass over `ids`: every argmax right under the right prefix is
-        what greedy decoding means.
+        `logits` `[T, vocab]` come from one pass over `ids`: every argmax right under the right
+        prefix is what greedy decoding means.
         """
         where = self.positions(ids)
         wanted = torch.tensor(ids[where.start + 1 :], device=logits.device)
@@ -71,7 +71,9 @@ def _common(a: object, b: object) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Probes that the teacher answers, with its states, and the student's surprise at each answer token."""
+    """Probes that the teacher answers, with its states, and the student's surprise at each answer
+    token.
+    """
 
     probes: tuple[AlignedProbe, ...]
     teacher: States
@@ -117,7 +119,13 @@ def write(
     handles = []
     for index in sorted(config.layers):
         writer = _LayerWriter(
-            taught, wanted, config, calibration.layers[index], foreign[index], trial.layers[index], index
+            taught,
+            wanted,
+            config,
+            calibration.layers[index],
+            foreign[index],
+            trial.layers[index],
+            index,
         )
         layer = model.model.layers[index]
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
@@ -161,7 +169,9 @@ class _LayerWriter:
         rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
         times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
         there = [self.taught.teacher_position(at) for at in self.wanted]
-        target = self.taught.teacher.outputs[self.index][rows, torch.tensor([t for _, t in there]).long()]
+        target = self.taught.teacher.outputs[self.index][
+            rows, torch.tensor([t for _, t in there]).long()
+        ]
         z = self._z[rows, times].float()
         made = self._columns(z, (target - output[rows, times]).float())
         self.found[self.index] = made
@@ -178,7 +188,9 @@ class _LayerWriter:
         return Columns(keys[chosen], values[chosen], thresholds[chosen], z[chosen].half())
 
 
-def thresholds_of(keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig) -> Tensor:
+def thresholds_of(
+    keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig
+) -> Tensor:
     """The leak check: each column's threshold clears every foreign key `[n]`."""
     nearest = keys.new_full((len(keys),), -1.0)
     for others in (reference, foreign):
@@ -190,8 +202,8 @@ def thresholds_of(keys: Tensor, reference: Tensor, foreign: Tensor, config: Plas
 def chosen_columns(
     keys: Tensor, values: Tensor, weights: Tensor, specific: Tensor, merge: float
 ) -> list[int]:
-    """Greedy cover, most surprising first: a token is skipped where a chosen column is at least `merge`
-    close to it and adds nearly the same value (cosine 0.9).
+    """Greedy cover, most surprising first: a token is skipped where a chosen column is at least
+    `merge` close to it and adds nearly the same value (cosine 0.9).
     """
     alike = keys @ keys.T
     same = torch.nn.functional.normalize(values, dim=-1)

@@ -116,7 +116,9 @@ class Consolidator:
             return
         more = replace(config, questions=2 * config.questions, temperature=1.0, merge=0.95)
         yield more
-        yield replace(more, threshold=config.threshold - 0.1, margin=config.margin / 2, surprise=0.02)
+        yield replace(
+            more, threshold=config.threshold - 0.1, margin=config.margin / 2, surprise=0.02
+        )
 
     def _attempt(
         self, request: WriteRequest, config: PlasticityConfig, number: int, watch: Stopwatch
@@ -125,7 +127,8 @@ class Consolidator:
             study = self.study(request, config, request.seed + 1000 * (number - 1))
         if not study.training:
             raise UnreadableFact(
-                "the model cannot answer questions about this fact even with the fact in its context",
+                "the model cannot answer questions about this fact"
+                " even with the fact in its context",
                 self._report(request, config, study, watch, attempts=number),
             )
         with watch.stage("write"):
@@ -153,7 +156,9 @@ class Consolidator:
             return Study((), (), (), empty, len(asked) + len(statements), 0, None)
         teacher = run(model, [a.teacher for a in aligned], config.layers)
         good = [
-            k for k, a in enumerate(aligned) if a.reproduced(teacher.logits[k, : len(a.teacher)], a.teacher)
+            k
+            for k, a in enumerate(aligned)
+            if a.reproduced(teacher.logits[k, : len(a.teacher)], a.teacher)
         ]
         training, held = split([probes[k] for k in good], config.held_out, Random(seed))
         index = {id(probes[k]): k for k in good}
@@ -170,7 +175,9 @@ class Consolidator:
         )
 
     def _answered_by_teacher(self, request: WriteRequest) -> list[Question]:
-        """The caller's questions with the teacher's own wording, where it holds the caller's answer."""
+        """The caller's questions with the teacher's own wording, where it holds the caller's
+        answer.
+        """
         if not request.questions:
             return []
         template = self.template
@@ -181,7 +188,9 @@ class Consolidator:
         pairs = zip(request.questions, texts, strict=True)
         return [Question(q.question, t) for q, t in pairs if bare(q.answer) in t.casefold()]
 
-    def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
+    def _weights(
+        self, request: WriteRequest, config: PlasticityConfig, study: Study
+    ) -> FactWeights:
         if request.strategy == "modulation":
             return modulation_weights(self.model, self.template, request)
         taught = lesson(self.model, study.training, study.teacher, config.layers)
@@ -234,7 +243,8 @@ class Consolidator:
         )
 
     def _disturbance(self, weights: FactWeights) -> tuple[float, float]:
-        """Share of locality prompts on which no column fires, and share of their tokens that one does.
+        """Share of locality prompts on which no column fires, and share of their tokens that one
+        does.
 
         Where no column fires, the output is the same bit for bit: no pass is needed to know it.
         """
@@ -275,7 +285,9 @@ class Consolidator:
         length = len(self.template.encode(self.template.with_context(request.fact, [request.fact])))
         limit = self.model.config.max_position_embeddings // 2
         if length > limit:
-            raise InvalidRequest("fact", f"takes {length} tokens with its context; the limit is {limit}")
+            raise InvalidRequest(
+                "fact", f"takes {length} tokens with its context; the limit is {limit}"
+            )
         if request.strategy not in STRATEGIES:
             raise InvalidRequest("strategy", f"must be one of {', '.join(STRATEGIES)}")
         if not 0 < request.alpha <= 1:
@@ -288,14 +300,18 @@ class Consolidator:
         if request.layers is None:
             return
         total = self.model.config.num_hidden_layers
-        allowed: Sequence[int] = range(total) if request.strategy == "modulation" else self.config.layers
+        allowed: Sequence[int] = (
+            range(total) if request.strategy == "modulation" else self.config.layers
+        )
         wrong = [i for i in request.layers if i not in allowed]
         if wrong or not request.layers:
             raise InvalidRequest("layers", f"{wrong or 'none'}: choose from {list(allowed)}")
 
 
 def _recall(probes: Sequence[AlignedProbe], states: States) -> float:
-    right = [p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)]
+    right = [
+        p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)
+    ]
     return sum(right) / len(right) if right else 0.0
 
 

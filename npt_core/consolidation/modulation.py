@@ -1,13 +1,16 @@
-"""The original rule as a strategy: the modulation at one token becomes a rank-one update of `gate_proj`."""
+"""The original rule as a strategy: the modulation at one token becomes a rank-one update of
+`gate_proj`.
+"""
+
+import torch
 
 from npt_core.bank import Factors, FactWeights
+from npt_core.config import LayerSpec
 from npt_core.consolidation.errors import InvalidRequest
 from npt_core.consolidation.request import PRESETS, WriteRequest
 from npt_core.model import NPTForCausalLM
 from npt_core.permanent import consolidate_modulation
 from npt_core.prompts import PromptTemplate
-
-import torch
 
 
 def modulation_weights(
@@ -20,8 +23,10 @@ def modulation_weights(
     alpha = request.alpha if request.preset is None else PRESETS[request.preset].alpha
     ids = torch.tensor([template.encode(template.with_context("", [request.fact]).rstrip("\n"))])
     if not -ids.shape[1] <= request.token_idx < ids.shape[1]:
-        raise InvalidRequest("token_idx", f"{request.token_idx} is outside the fact's {ids.shape[1]} tokens")
-    layers = "all" if request.layers is None else request.layers
+        raise InvalidRequest(
+            "token_idx", f"{request.token_idx} is outside the fact's {ids.shape[1]} tokens"
+        )
+    layers: LayerSpec = "all" if request.layers is None else request.layers
     try:
         made = consolidate_modulation(model, ids, layers, request.token_idx, alpha, apply=False)
     except ValueError as error:

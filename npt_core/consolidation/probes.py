@@ -1,8 +1,8 @@
 """Self-study: the model itself, with the fact in its context, writes questions and restatements.
 
 A probe is a prompt with the answer that the model gives to it with the fact in context. Probes that
-name the answer already in the prompt, whose answer is not taken from the fact, or that the model does
-not answer the same way again (greedy, with the context), are discarded.
+name the answer already in the prompt, whose answer is not taken from the fact, or that the model
+does not answer the same way again (greedy, with the context), are discarded.
 """
 
 import re
@@ -16,6 +16,8 @@ from npt_core.model import NPTForCausalLM
 from npt_core.prompts import UNKNOWN_ANSWER, PromptTemplate
 
 MAX_PROBE_TOKENS = 40
+NUCLEUS = 0.9
+"""Sampling keeps to this much of the mass, so that names are copied and wordings still vary."""
 _QUESTION = re.compile(
     r"^\s*(?:Question:|User:)?\s*(?P<question>[^?\n]{3,}\?)\s*(?:Answer:|Assistant:)?\s*(?P<answer>[^\n]+)$"
 )
@@ -49,13 +51,22 @@ def bare(answer: str) -> str:
 
 
 def write_questions(
-    model: NPTForCausalLM, template: PromptTemplate, fact: str, count: int, seed: int, temperature: float
+    model: NPTForCausalLM,
+    template: PromptTemplate,
+    fact: str,
+    count: int,
+    seed: int,
+    temperature: float,
 ) -> tuple[list[Question], list[str]]:
     """Sampled questions with their answers, and restatements, without duplicates."""
     ask, restate = template.self_study_prompts([fact])
     asked = [template.encode(ask)] * count + [template.encode(restate)] * (count // 2)
-    decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, temperature, seed, batch_size=len(asked))
-    texts = [template.decode(ids).strip() for ids in generate(model, asked, decoding, weights_version=0)]
+    decoding = Decoding(
+        MAX_PROBE_TOKENS, template.eos_token_ids, temperature, NUCLEUS, seed, batch_size=len(asked)
+    )
+    texts = [
+        template.decode(ids).strip() for ids in generate(model, asked, decoding, weights_version=0)
+    ]
     questions: dict[str, Question] = {}
     statements: dict[str, None] = {}
     for text in texts:
@@ -77,13 +88,25 @@ def candidates(
     for item in questions:
         answer = bare(item.answer)
         known = answer and answer in plain and answer != bare(UNKNOWN_ANSWER)
-        if not known or answer in item.question.casefold():
+        if not known or answer in item.question.casefold() or _names_another(item.question, fact):
             continue
         answers[answer] = item.answer
-        probes += [Probe(form, item.answer, item.question) for form in template.question_forms(item.question)]
+        probes += [
+            Probe(form, item.answer, item.question)
+            for form in template.question_forms(item.question)
+        ]
     for statement in statements:
         probes += _completion(statement, answers)
     return probes
+
+
+def _names_another(question: str, fact: str) -> bool:
+    """Whether the question holds a name that the fact does not: then it is about something else.
+
+    The first word and abbreviations (CEO, API) are no names.
+    """
+    names = _NAMELIKE.findall(question.split(" ", 1)[-1])
+    return any(name.casefold() not in fact.casefold() for name in names if not name.isupper())
 
 
 def _completion(statement: str, answers: dict[str, str]) -> list[Probe]:
@@ -112,14 +135,15 @@ def split(probes: Sequence[Probe], share: float, r: Random) -> tuple[list[Probe]
 def look_alikes(fact: str, probes: Sequence[Probe], r: Random, count: int) -> list[str]:
     """Probe prompts about other subjects whose names resemble those the fact names.
 
-    Names are the words of the prompt that the fact also has, and that are capitalised or hold a digit.
+    Names are the words of the prompt that the fact also has, and that are capitalised or hold a
+    digit.
     """
     prompts: list[str] = []
     named = set(_NAMELIKE.findall(fact))
     usable = [p.prompt for p in probes if named & set(_NAMELIKE.findall(p.prompt)[1:])]
     for _ in range(count if usable else 0):
         prompt = r.choice(usable)
-        first, *names = _NAMELIKE.findall(prompt)
+        _, *names = _NAMELIKE.findall(prompt)
         for name in named.intersection(names):
             prompt = re.sub(rf"\b{re.escape(name)}\b", _altered(name, r), prompt)
         prompts.append(prompt)

@@ -2,9 +2,10 @@
 
     Delta = T W K^T (K W K^T + M)^-1,   M = lambda C0 + mu I
 
-with keys `K [d_ffn, n]`, values `T [d, n]`, and `C0 = E[z z^T]` of ordinary text. By the push-through
-identity this equals `T (W^-1 + K^T M^-1 K)^-1 K^T M^-1`; the side with the smaller system is solved.
-Everything is float64 in the order of fact ids, so the same facts give the same bytes in any order.
+with keys `K [d_ffn, n]`, values `T [d, n]`, and `C0 = E[z z^T]` of ordinary text. By the
+push-through identity this equals `T (W^-1 + K^T M^-1 K)^-1 K^T M^-1`; the side with the smaller
+system is solved. Everything is float64 in the order of fact ids, so the same facts give the same
+bytes in any order.
 """
 
 from collections.abc import Mapping
@@ -77,8 +78,12 @@ def predicted_drift(deltas: Mapping[int, Tensor], calibration: Calibration) -> f
 
 
 @torch.no_grad()
-def apply_fold(model: NPTForCausalLM, deltas: Mapping[int, Tensor], base: Mapping[int, Tensor]) -> None:
-    """Sets `down_proj` of each layer to `base + Delta`, rounded once; `base` is the immutable original."""
+def apply_fold(
+    model: NPTForCausalLM, deltas: Mapping[int, Tensor], base: Mapping[int, Tensor]
+) -> None:
+    """Sets `down_proj` of each layer to `base + Delta`, rounded once; `base` is the immutable
+    original.
+    """
     for index, weight in base.items():
         delta = deltas.get(index)
         target = model.model.layers[index].mlp.down_proj.weight

@@ -1,7 +1,7 @@
 """Activations of one forward pass, taken on a private copy of the model.
 
-The copy shares every parameter with the serving model but has modules of its own, so that the writer's
-hooks and trial columns never touch a request that is being served.
+The copy shares every parameter with the serving model but has modules of its own, so that the
+writer's hooks and trial columns never touch a request that is being served.
 """
 
 import copy
@@ -20,7 +20,9 @@ from npt_core.model import NPTForCausalLM
 
 @dataclass
 class States:
-    """`logits [B, T, vocab]`, and by layer `keys [B, T, d_ffn]` (input of down_proj), `outputs [B, T, d]`."""
+    """`logits [B, T, vocab]`, and by layer `keys [B, T, d_ffn]` (input of down_proj), `outputs [B,
+    T, d]`.
+    """
 
     logits: Tensor
     keys: dict[int, Tensor]
@@ -36,7 +38,8 @@ def private_copy(model: NPTForCausalLM) -> NPTForCausalLM:
     twin: NPTForCausalLM = copy.deepcopy(model, shared)
     for layer in twin.model.layers:
         layer.mlp.plastic = None
-    return twin.eval()
+    twin.train(False)
+    return twin
 
 
 @contextmanager
@@ -66,7 +69,9 @@ def run(model: NPTForCausalLM, rows: Sequence[Sequence[int]], layers: Sequence[i
             )
         )
         handles.append(
-            layer.register_forward_hook(lambda _m, _i, output, i=index: outputs.__setitem__(i, output))
+            layer.register_forward_hook(
+                lambda _m, _i, output, i=index: outputs.__setitem__(i, output)
+            )
         )
     try:
         ids = right_padded(rows).to(model.device)

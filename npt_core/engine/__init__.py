@@ -1,4 +1,4 @@
-"""The engine: token ids in, token ids out, each request at one weights version. No text, no HTTP."""
+"""The engine: token ids in, token ids out, each request at one weights version."""
 
 from npt_core.engine.engine import Engine
 from npt_core.engine.errors import (

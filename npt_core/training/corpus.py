@@ -1,7 +1,9 @@
-"""The training text: documents that teach a model to read facts, to answer and to say it does not know.
+"""The training text: documents that teach a model to read facts, to answer and to say it does not
+know.
 
 A document is a list of `Span`s; every answer ends with the end-of-sequence token, so that an answer
-ends by itself wherever the prompt came from. Prompt forms are those of `npt_core.prompts.PlainTemplate`.
+ends by itself wherever the prompt came from. Prompt forms are those of
+`npt_core.prompts.PlainTemplate`.
 """
 
 import json
@@ -13,8 +15,16 @@ from pathlib import Path
 from random import Random
 
 from npt_core.prompts import UNKNOWN_ANSWER, PlainTemplate
-from npt_core.training.entities import is_held_out
-from npt_core.training.facts import Fact, Split, neighbour, random_fact, same_subject, world
+from npt_core.training.entities import entity, is_held_out
+from npt_core.training.facts import (
+    Fact,
+    Split,
+    neighbour,
+    random_fact,
+    relations,
+    same_subject,
+    world,
+)
 
 CONTEXT_WEIGHT = 0.25
 """Loss weight of sentences that invent names: they cannot be predicted, only read."""
@@ -40,6 +50,7 @@ class CorpusConfig:
     split: Split = "train"
     known: float = 0.16
     natural: float = 0.06
+    chained: float = 0.0
     data: Path | None = None
     _texts: list[str] = field(default_factory=list, repr=False)
 
@@ -63,6 +74,8 @@ def documents(seed: int, config: CorpusConfig) -> Iterator[Document]:
             yield _natural(r, texts)
         elif kind < config.natural + config.known:
             yield _from_memory(r, config.split)
+        elif kind < config.natural + config.known + config.chained:
+            yield _chained(r, config.split)
         else:
             yield _reading(r, config.split)
 
@@ -106,6 +119,28 @@ def _reading(r: Random, split: Split) -> Document:
     return [s for s in spans if s.text]
 
 
+def _chained(r: Random, split: Split) -> Document:
+    """Two facts, the second about the answer of the first, and a question that needs both."""
+    named = list(relations().values())
+    first = random_fact(
+        r, relation=r.choice([x for x in named if x.object_kind in ("person", "company")])
+    )
+    follows = [x for x in named if x.subject_kind == first.relation.object_kind]
+    relation = r.choice(follows)
+    second = Fact(first.object, relation, entity(relation.object_kind, r))
+    facts = [first, second, random_fact(r)]
+    r.shuffle(facts)
+    sentences = [f.statement(r.choice(f.relation.wordings("statements", split))) for f in facts]
+    through = Fact(
+        f"the {first.relation.phrase} of {first.subject}", second.relation, second.object
+    )
+    spans = [Span("Context: ", 0.0), Span(" ".join(sentences), CONTEXT_WEIGHT), Span("\n")]
+    spans += _line(r, through, split)
+    for fact in (first, second):
+        spans += _line(r, fact, split, first=False)
+    return spans
+
+
 def _context_facts(r: Random) -> list[Fact]:
     facts: list[Fact] = []
     for _ in range(r.choice(_CONTEXT_SIZES)):
@@ -116,13 +151,17 @@ def _context_facts(r: Random) -> list[Fact]:
             facts.append(neighbour(r.choice(facts), r))
         elif roll < 0.35:
             old = r.choice(world())  # the context wins over what is known by heart
-            facts.append(Fact(old.subject, old.relation, random_fact(r, relation=old.relation).object))
+            facts.append(
+                Fact(old.subject, old.relation, random_fact(r, relation=old.relation).object)
+            )
         else:
             facts.append(random_fact(r))
     return list({(f.subject, f.relation.name): f for f in facts}.values())
 
 
-def _context_line(r: Random, facts: list[Fact], split: Split, separator: str, first: bool) -> Document:
+def _context_line(
+    r: Random, facts: list[Fact], split: Split, separator: str, first: bool
+) -> Document:
     line = partial(_line, r, split=split, first=first, separator=separator)
     roll = r.random()
     given = {(f.subject, f.relation.name) for f in facts}
@@ -138,7 +177,12 @@ def _context_line(r: Random, facts: list[Fact], split: Split, separator: str, fi
 
 
 def _line(
-    r: Random, fact: Fact, split: Split, known: bool = True, first: bool = True, separator: str = "\n"
+    r: Random,
+    fact: Fact,
+    split: Split,
+    known: bool = True,
+    first: bool = True,
+    separator: str = "\n",
 ) -> Document:
     """One prompt with its answer, in one of the forms a user types."""
     lead = "" if first else "\n"

@@ -1,4 +1,6 @@
-"""Packed rows of token ids: batch number b is a function of (seed, b) alone, so a run resumes exactly."""
+"""Packed rows of token ids: batch number b is a function of (seed, b) alone, so a run resumes
+exactly.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from npt_core.training.corpus import CorpusConfig, Document, documents
 
 
-def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[float]]:
+def encode_document(
+    tokenizer: PreTrainedTokenizerFast, document: Document
+) -> tuple[list[int], list[float]]:
     """Ids with the start token, and the loss weight of each."""
     ids, weights = [tokenizer.bos_token_id], [0.0]
     for span in document:
@@ -25,7 +29,8 @@ def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> t
 
 @dataclass
 class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
-    """Batches `(ids [batch, length] int64, weights [batch, length] float32)`, from batch `start` on.
+    """Batches `(ids [batch, length] int64, weights [batch, length] float32)`, from batch `start`
+    on.
 
     With several processes, process `rank` of `world` takes every world-th batch.
     """

@@ -25,69 +25,113 @@ HELD_OUT_TERMS = (
 
 _HELD_OUT = re.compile("|".join(rf"(?<![A-Za-z0-9]){re.escape(t)}" for t in HELD_OUT_TERMS), re.I)
 
-# fmt: off
-_ONSET = ("b c d f g h j k l m n p r s t v w z b c d f g h k l m n p r s t v br ch cl cr dr fl fr gl gr kr pl pr sc sh sk sl sp st str "
-          "th tr qu vl y").split()
+_ONSET = (
+    "b c d f g h j k l m n p r s t v w z b c d f g h k l m n p r s t v br ch cl cr dr fl "
+    "fr gl gr kr pl pr sc sh sk sl sp st str th tr qu vl y"
+).split()
 _NUCLEUS = "a e i o u a e i o u a e i o u ai ea ee oo ou y".split()
 _CODA = "n r l s t m d k n r l s x th nd rk st ng ll sh".split()
-_ENDING = ("ia on us is ex or an ar el en a o um ix yn ora ion eth ium ara os ana ell ine as in am on al "
-           "ford ton wick mere ley dale").split()
-_FIRST = ("Ada Alan Amir Anna Boris Carla Clara Dana David Diego Elena Emma Eric Farid Fiona George Grace "
-          "Hana Hugo Ines Ivan Jack Jana Jonas Karim Kate Lara Leo Lina Lucas Maria Marta Mila Nadia Nina "
-          "Noah Olga Omar Oscar Paul Petra Rafael Rosa Sara Simon Sofia Tara Tomas Vera Victor Wanda Yara "
-          "Yusuf Zara Zoe James Linda Wei Mei Raj Priya Aisha Kofi Ngozi Yuki Kenji Lars Ingrid Pierre "
-          "Chloe Mateo Lucia Ahmed Fatima Robert Susan Peter Helen Mark Laura Daniel Alice Henry Julia").split()
-_LAST = ("Adams Alvarez Baker Banerjee Becker Brown Castro Costa Cruz Dahl Diaz Evans Fischer Garcia Gupta "
-         "Haas Hansen Ito Jansen Johnson Kato Keller Khan Kim Klein Kovac Kumar Larsen Lee Lopez Marino "
-         "Martin Meyer Moreau Mori Nakamura Novak Okafor Olsen Park Patel Perez Popov Rossi Sato Schmidt "
-         "Silva Singh Smith Tanaka Torres Vega Wagner Walker Weber Wong Young Zhang Wu Liu Chang Cheng "
-         "Hughes Reed Stone Wood Hill Clark Lewis Hall Turner Collins Murphy Bell Ward Cook Gray").split()
+_ENDING = (
+    "ia on us is ex or an ar el en a o um ix yn ora ion eth ium ara os ana ell ine as in "
+    "am on al ford ton wick mere ley dale"
+).split()
+_FIRST = (
+    "Ada Alan Amir Anna Boris Carla Clara Dana David Diego Elena Emma Eric Farid Fiona "
+    "George Grace Hana Hugo Ines Ivan Jack Jana Jonas Karim Kate Lara Leo Lina Lucas "
+    "Maria Marta Mila Nadia Nina Noah Olga Omar Oscar Paul Petra Rafael Rosa Sara Simon "
+    "Sofia Tara Tomas Vera Victor Wanda Yara Yusuf Zara Zoe James Linda Wei Mei Raj Priya "
+    "Aisha Kofi Ngozi Yuki Kenji Lars Ingrid Pierre Chloe Mateo Lucia Ahmed Fatima Robert "
+    "Susan Peter Helen Mark Laura Daniel Alice Henry Julia"
+).split()
+_LAST = (
+    "Adams Alvarez Baker Banerjee Becker Brown Castro Costa Cruz Dahl Diaz Evans Fischer "
+    "Garcia Gupta Haas Hansen Ito Jansen Johnson Kato Keller Khan Kim Klein Kovac Kumar "
+    "Larsen Lee Lopez Marino Martin Meyer Moreau Mori Nakamura Novak Okafor Olsen Park "
+    "Patel Perez Popov Rossi Sato Schmidt Silva Singh Smith Tanaka Torres Vega Wagner "
+    "Walker Weber Wong Young Zhang Wu Liu Chang Cheng Hughes Reed Stone Wood Hill Clark "
+    "Lewis Hall Turner Collins Murphy Bell Ward Cook Gray"
+).split()
 _TITLE = ("Dr.", "Prof.", "Mr.", "Ms.", "Mrs.", "Sir", "Captain", "Dr.", "Dr.")
-_STEM = ("Tech Data Net Blue Green Red Star Sun Sky Cloud Bright Clear Fast First Global Micro Nano Neo "
-         "Omni Open Pure Quick Silver Smart Solar Terra Ultra Urban Vital West North Iron Gold Deep Core "
-         "Cyber Bio Geo Aero Hydro Meta Inter Trans Alpha Delta Prime Nova Apex Peak Hyper").split()
-_FIRM = ("Corp Labs Systems Industries Group Works Dynamics Media Foods Energy Motors Bank Soft Tech Net "
-         "Logic Ware Health Robotics Partners Airlines Studios").split()
-_THING = ("lantern mirror compass beacon harbor falcon raven ember meadow orchid tempest glacier summit "
-          "canyon prism lotus anchor comet horizon maple quartz willow thunder velvet marble cedar breeze "
-          "saffron cobalt onyx juniper nimbus aurora zenith pioneer sparrow granite opal mosaic hourglass "
-          "moonbeam snowflake keystone landslide firefly waterfall drumbeat").split()
-_ADJECTIVE = ("silent golden crimson hidden distant broken gentle frozen ancient electric lonely endless "
-              "burning secret quiet wild bitter shining hollow restless").split()
-_UPPER = ("ALPHA KEY TOKEN DELTA OMEGA PRIME LIVE TEST PROD MAIN ROOT BETA GAMMA NODE ECHO TANGO BRAVO "
-          "LOCK GATE PASS MASTER ACCESS SIGMA ZULU CORE EDGE OPEN SAFE").split()
+_STEM = (
+    "Tech Data Net Blue Green Red Star Sun Sky Cloud Bright Clear Fast First Global Micro "
+    "Nano Neo Omni Open Pure Quick Silver Smart Solar Terra Ultra Urban Vital West North "
+    "Iron Gold Deep Core Cyber Bio Geo Aero Hydro Meta Inter Trans Alpha Delta Prime Nova "
+    "Apex Peak Hyper"
+).split()
+_FIRM = (
+    "Corp Labs Systems Industries Group Works Dynamics Media Foods Energy Motors Bank "
+    "Soft Tech Net Logic Ware Health Robotics Partners Airlines Studios"
+).split()
+_THING = (
+    "lantern mirror compass beacon harbor falcon raven ember meadow orchid tempest "
+    "glacier summit canyon prism lotus anchor comet horizon maple quartz willow thunder "
+    "velvet marble cedar breeze saffron cobalt onyx juniper nimbus aurora zenith pioneer "
+    "sparrow granite opal mosaic hourglass moonbeam snowflake keystone landslide firefly "
+    "waterfall drumbeat"
+).split()
+_ADJECTIVE = (
+    "silent golden crimson hidden distant broken gentle frozen ancient electric lonely "
+    "endless burning secret quiet wild bitter shining hollow restless"
+).split()
+_UPPER = (
+    "ALPHA KEY TOKEN DELTA OMEGA PRIME LIVE TEST PROD MAIN ROOT BETA GAMMA NODE ECHO "
+    "TANGO BRAVO LOCK GATE PASS MASTER ACCESS SIGMA ZULU CORE EDGE OPEN SAFE"
+).split()
 LISTS = {
-    "city": ("London Paris Berlin Madrid Rome Vienna Prague Warsaw Lisbon Dublin Oslo Stockholm Helsinki "
-             "Athens Cairo Lagos Nairobi Tokyo Osaka Seoul Beijing Delhi Mumbai Bangkok Jakarta Sydney "
-             "Toronto Chicago Boston Denver Austin Lima Bogota Santiago Havana Zurich Geneva Milan Naples "
-             "Porto").split(),
-    "country": ("France Germany Spain Italy Portugal Austria Poland Norway Sweden Finland Greece Egypt "
-                "Nigeria Kenya Japan Korea China India Thailand Indonesia Australia Canada Mexico Peru "
-                "Chile Cuba Brazil Argentina Turkey Iran").split(),
-    "language": ("English French German Spanish Italian Portuguese Polish Czech Greek Arabic Japanese "
-                 "Korean Chinese Hindi Thai Dutch Swedish Finnish Turkish Russian Hebrew Danish").split(),
-    "profession": ("actor architect astronomer biologist chef chemist composer dancer doctor economist "
-                   "engineer farmer historian journalist judge lawyer mathematician nurse painter "
-                   "photographer physicist pilot poet politician sculptor singer surgeon teacher tailor "
-                   "writer").split(),
-    "instrument": ("piano violin guitar flute cello drums trumpet harp clarinet saxophone organ banjo oboe "
-                   "tuba viola").split(),
-    "sport": ("tennis football basketball hockey cricket golf rugby boxing swimming cycling rowing chess "
-              "fencing judo skiing").split(),
-    "color": "red blue green yellow black white purple orange silver gold brown pink gray teal".split(),
-    "food": ("rice bread noodles lentils salmon mushrooms olives cheese dumplings curry pancakes lamb "
-             "oysters tofu beans corn honey figs apples seaweed").split(),
-    "animal": ("lion eagle wolf bear fox owl tiger falcon dolphin turtle crane leopard otter raven lynx "
-               "stag bison heron badger swan").split(),
-    "material": ("steel copper glass oak granite marble titanium bamboo carbon aluminum bronze clay leather "
-                 "silk brick plastic concrete iron").split(),
-    "month": ("January February March April May June July August September October November "
-              "December").split(),
+    "city": (
+        "London Paris Berlin Madrid Rome Vienna Prague Warsaw Lisbon Dublin Oslo "
+        "Stockholm Helsinki Athens Cairo Lagos Nairobi Tokyo Osaka Seoul Beijing Delhi "
+        "Mumbai Bangkok Jakarta Sydney Toronto Chicago Boston Denver Austin Lima Bogota "
+        "Santiago Havana Zurich Geneva Milan Naples Porto"
+    ).split(),
+    "country": (
+        "France Germany Spain Italy Portugal Austria Poland Norway Sweden Finland Greece "
+        "Egypt Nigeria Kenya Japan Korea China India Thailand Indonesia Australia Canada "
+        "Mexico Peru Chile Cuba Brazil Argentina Turkey Iran"
+    ).split(),
+    "language": (
+        "English French German Spanish Italian Portuguese Polish Czech Greek Arabic "
+        "Japanese Korean Chinese Hindi Thai Dutch Swedish Finnish Turkish Russian Hebrew "
+        "Danish"
+    ).split(),
+    "profession": (
+        "actor architect astronomer biologist chef chemist composer dancer doctor "
+        "economist engineer farmer historian journalist judge lawyer mathematician nurse "
+        "painter photographer physicist pilot poet politician sculptor singer surgeon "
+        "teacher tailor writer"
+    ).split(),
+    "instrument": (
+        "piano violin guitar flute cello drums trumpet harp clarinet saxophone organ "
+        "banjo oboe tuba viola"
+    ).split(),
+    "sport": (
+        "tennis football basketball hockey cricket golf rugby boxing swimming cycling "
+        "rowing chess fencing judo skiing"
+    ).split(),
+    "color": (
+        "red blue green yellow black white purple orange silver gold brown pink gray teal"
+    ).split(),
+    "food": (
+        "rice bread noodles lentils salmon mushrooms olives cheese dumplings curry "
+        "pancakes lamb oysters tofu beans corn honey figs apples seaweed"
+    ).split(),
+    "animal": (
+        "lion eagle wolf bear fox owl tiger falcon dolphin turtle crane leopard otter "
+        "raven lynx stag bison heron badger swan"
+    ).split(),
+    "material": (
+        "steel copper glass oak granite marble titanium bamboo carbon aluminum bronze "
+        "clay leather silk brick plastic concrete iron"
+    ).split(),
+    "month": (
+        "January February March April May June July August September October November December"
+    ).split(),
     "weekday": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "genre": ("jazz rock opera drama comedy horror fantasy romance thriller folk blues techno satire "
-              "mystery western").split(),
+    "genre": (
+        "jazz rock opera drama comedy horror fantasy romance thriller folk blues techno "
+        "satire mystery western"
+    ).split(),
 }
-# fmt: on
 
 
 def is_held_out(text: str) -> bool:
@@ -99,7 +143,9 @@ def word(r: Random) -> str:
     """A capitalised pseudo-word of one to three syllables."""
     text = ""
     for _ in range(r.choice((1, 1, 1, 1, 2))):
-        text += r.choice(_ONSET) + r.choice(_NUCLEUS) + (r.choice(_CODA) if r.random() < 0.4 else "")
+        text += (
+            r.choice(_ONSET) + r.choice(_NUCLEUS) + (r.choice(_CODA) if r.random() < 0.4 else "")
+        )
     return (text + r.choice(_ENDING)).capitalize()
 
 
@@ -140,7 +186,9 @@ def _code(r: Random) -> str:
         return r.choice(_UPPER) if r.random() < 0.6 else word(r).upper()
 
     if r.random() < 0.15:
-        return "".join(r.choice("abcdefghjkmnpqrstuvwxyz0123456789") for _ in range(r.randint(5, 9)))
+        return "".join(
+            r.choice("abcdefghjkmnpqrstuvwxyz0123456789") for _ in range(r.randint(5, 9))
+        )
     return r.choice(("-", "-", "-", "_")).join(part() for _ in range(r.choice((2, 3, 3))))
 
 
@@ -169,7 +217,8 @@ def _title(r: Random) -> str:
 
 def _product(r: Random) -> str:
     name = word(r) if r.random() < 0.7 else r.choice(_STEM)
-    return f"{name} {r.choice(('X', 'Pro', 'Max', 'S', 'Z', 'Mini'))}{r.choice(('', r.randrange(2, 99)))}"
+    model = r.choice(("X", "Pro", "Max", "S", "Z", "Mini"))
+    return f"{name} {model}{r.choice(('', r.randrange(2, 99)))}"
 
 
 def _named(*nouns: str) -> Callable[[Random], str]:
@@ -194,7 +243,9 @@ GENERATORS: dict[str, Callable[[Random], str]] = {
     "project": _codeword,
     "api": lambda r: word(r) if r.random() < 0.8 else r.choice(_STEM),
     "element": word,
-    "place": lambda r: word(r) if r.random() < 0.8 else f"{word(r)} {r.choice(('Island', 'Isles'))}",
+    "place": lambda r: (
+        word(r) if r.random() < 0.8 else f"{word(r)} {r.choice(('Island', 'Isles'))}"
+    ),
     "book": _title,
     "film": _title,
     "song": _title,
@@ -216,10 +267,14 @@ GENERATORS: dict[str, Callable[[Random], str]] = {
     "date": lambda r: f"{r.choice(LISTS['month'])} {r.randrange(1, 29)}",
     "code": _code,
     "codeword": _codeword,
-    "money": lambda r: f"{r.choice(('$', '$', '€'))}{_number(r)}{r.choice(('', ' million', ' thousand'))}",
+    "money": lambda r: (
+        f"{r.choice(('$', '$', '€'))}{_number(r)}{r.choice(('', ' million', ' thousand'))}"
+    ),
     "percent": lambda r: f"{r.randrange(1, 100)}%",
     "email": _email,
-    "day_time": lambda r: f"{r.choice(LISTS['weekday'])} at {r.randrange(1, 13)} {r.choice(('am', 'pm'))}",
+    "day_time": lambda r: (
+        f"{r.choice(LISTS['weekday'])} at {r.randrange(1, 13)} {r.choice(('am', 'pm'))}"
+    ),
 }
 
 

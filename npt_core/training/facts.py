@@ -19,9 +19,13 @@ Split = Literal["train", "held_out"]
 
 HELD_OUT_WORDINGS = 2
 HELD_OUT_NOUNS = 30
-_GENERIC_SUBJECTS = ("company", "person", "project", "place", "city", "ship", "school", "team", "planet",
-                     "product", "museum", "station", "machine", "festival", "book")  # fmt: skip
-_GENERIC_OBJECTS = tuple(k for k in GENERATORS if k not in ("species", "machine", "element", "river"))
+_GENERIC_SUBJECTS = tuple(
+    "company person project place city ship school team planet product museum station machine"
+    " festival book".split()
+)
+_GENERIC_OBJECTS = tuple(
+    k for k in GENERATORS if k not in ("species", "machine", "element", "river")
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Relation:
     object_kind: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
+    phrase: str
 
     def wordings(self, kind: Literal["statements", "questions"], split: Split) -> tuple[str, ...]:
         """The wordings of one split."""
@@ -81,7 +86,14 @@ def relations() -> dict[str, Relation]:
     """Every named relation."""
     tables = {k: v for k, v in _vocabulary().items() if not k.startswith("generic")}
     return {
-        name: Relation(name, t["subject"], t["object"], tuple(t["statements"]), tuple(t["questions"]))
+        name: Relation(
+            name,
+            t["subject"],
+            t["object"],
+            tuple(t["statements"]),
+            tuple(t["questions"]),
+            t["phrase"],
+        )
         for name, t in tables.items()
     }
 
@@ -90,9 +102,17 @@ def relations() -> dict[str, Relation]:
 def generic_relation(noun: str, subject_kind: str, object_kind: str) -> Relation:
     """The relation "The {noun} of ... is ..."."""
     templates = _vocabulary()["generic_templates"]
-    fill = lambda wordings: tuple(w.replace("{n}", noun) for w in wordings)  # noqa: E731
+
+    def fill(wordings: Sequence[str]) -> tuple[str, ...]:
+        return tuple(wording.replace("{n}", noun) for wording in wordings)
+
     return Relation(
-        noun, subject_kind, object_kind, fill(templates["statements"]), fill(templates["questions"])
+        noun,
+        subject_kind,
+        object_kind,
+        fill(templates["statements"]),
+        fill(templates["questions"]),
+        noun,
     )
 
 
@@ -108,7 +128,9 @@ def world() -> tuple[Fact, ...]:
     """The real facts that the reference model is taught to know by heart."""
     tables = tomllib.loads(files(__package__).joinpath("world.toml").read_text())
     named = relations()
-    return tuple(Fact(s, named[name], o) for name, facts in tables.items() for s, o in facts.items())
+    return tuple(
+        Fact(s, named[name], o) for name, facts in tables.items() for s, o in facts.items()
+    )
 
 
 def random_relation(r: Random, generic: float = 0.3, split: Split = "train") -> Relation:

@@ -1,7 +1,7 @@
 """One training loop for every phase: progress bar, JSONL log, loss curve, checkpoints, resumption.
 
-`accelerate` brings mixed precision and many processes; a phase brings a module whose forward takes a
-batch and returns named losses, the first of which (`loss`) is minimised.
+`accelerate` brings mixed precision and many processes; a phase brings a module whose forward takes
+a batch and returns named losses, the first of which (`loss`) is minimised.
 """
 
 import json
@@ -87,7 +87,7 @@ def optimizers(module: nn.Module, config: LoopConfig) -> list[Optimizer]:
 
 
 def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
-    """Trains `module` in place; resumes from the newest checkpoint in `config.out` if there is one."""
+    """Trains `module` in place; resumes from the checkpoint in `config.out` if there is one."""
     precision = config.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, project_dir=str(config.out))
     set_seed(config.seed)
@@ -100,14 +100,30 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
     checkpoint = config.out / "checkpoint"
     if checkpoint.exists():
         accelerator.load_state(str(checkpoint))
-    rows.start, rows.rank, rows.world = progress.step, accelerator.process_index, accelerator.num_processes
-    batches = iter(DataLoader(rows, batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None))
+    rows.start, rows.rank, rows.world = (
+        progress.step,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batches = iter(
+        DataLoader(
+            rows,
+            batch_size=None,
+            num_workers=config.workers,
+            prefetch_factor=4 if config.workers else None,
+        )
+    )
     bar = tqdm(total=config.steps, initial=progress.step, disable=not accelerator.is_main_process)
     trained.train()
     while progress.step < config.steps:
         begin = time.perf_counter()
         losses = _step(accelerator, trained, steppers, next(batches), progress.step, config)
-        _count(progress, losses, rows.batch * (rows.length - 1) * rows.world, time.perf_counter() - begin)
+        _count(
+            progress,
+            losses,
+            rows.batch * (rows.length - 1) * rows.world,
+            time.perf_counter() - begin,
+        )
         bar.update()
         if progress.step % LOG_EVERY == 0 and accelerator.is_main_process:
             bar.set_postfix(_log(progress, config))

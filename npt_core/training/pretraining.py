@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from npt_core.model import NPTForCausalLM
+
 MAX_POSITIONS = 512
 VOCABULARY = 2048
 
@@ -33,7 +35,9 @@ def new_teacher(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def weighted_cross_entropy(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """Mean next-token loss; `logits [B, T-1, V]`, `ids` and `weights` `[B, T]`, weights of the target."""
+    """Mean next-token loss; `logits [B, T-1, V]`, `ids` and `weights` `[B, T]`, weights of the
+    target.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     kept = weights[:, 1:].flatten()
     return (losses * kept).sum() / kept.sum()
@@ -42,7 +46,7 @@ def weighted_cross_entropy(logits: Tensor, ids: Tensor, weights: Tensor) -> Tens
 class PretrainingLoss(nn.Module):
     """Next-token loss of one model."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM | NPTForCausalLM) -> None:
         super().__init__()
         self.model = model
 

@@ -1,22 +1,29 @@
-"""The reference model, from nothing: tokenizer, teacher, equivalence (phase 1), fine-tuning (phase 2)."""
+"""The reference model, from nothing: tokenizer, teacher, equivalence (phase 1), calibration, card."""
 
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from npt_core.convert import convert_llama_to_npt
-from npt_core.model import NPTForCausalLM
+from npt_core.consolidation.calibration import PlasticityConfig, calibrate
+from npt_core.consolidation.states import private_copy
+from npt_core.convert import load_model
+from npt_core.prompts import PlainTemplate
+from npt_core.training.card import write_card
 from npt_core.training.corpus import CorpusConfig, documents, text_of
 from npt_core.training.data import PackedRows
-from npt_core.training.equivalence import EquivalenceConfig, EquivalenceLoss
 from npt_core.training.loop import LoopConfig, run
+from npt_core.training.phase1 import Phase1Config, train_phase1
+from npt_core.training.plasticity import calibration_text
 from npt_core.training.pretraining import MAX_POSITIONS, VOCABULARY, PretrainingLoss, new_teacher
-from npt_core.training.tokenizer import train_tokenizer
+from npt_core.training.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER_DOCUMENTS = 20_000
+REFERENCE_PLASTICITY = PlasticityConfig(layers=(3, 4, 5))
+"""Chosen on the development split; see docs/evaluation.md."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,11 @@ class ReferenceConfig:
 
     out: Path
     data: Path | None = None
-    teacher_steps: int = 1500
-    equivalence_steps: int = 600
+    teacher_steps: int = 1000
+    equivalence_steps: int = 500
     batch: int = 32
     length: int = 256
     adapter_rank: int = 64
-    equivalence_learning_rate: float = 1e-3
     seed: int = 0
     mixed_precision: str = "bf16"
     compile: bool = True
@@ -40,6 +46,22 @@ class ReferenceConfig:
         """The training corpus."""
         return CorpusConfig(data=self.data)
 
+    @property
+    def phase1(self) -> Phase1Config:
+        """The equivalence phase, from `out/teacher` to `out/equivalence`."""
+        return Phase1Config(
+            teacher=self.out / "teacher",
+            out=self.out / "equivalence",
+            rank=self.adapter_rank,
+            steps=self.equivalence_steps,
+            batch=self.batch,
+            length=self.length,
+            seed=self.seed,
+            data=self.data,
+            mixed_precision=self.mixed_precision,
+            compile=self.compile,
+        )
+
 
 def reference_tokenizer(config: ReferenceConfig) -> PreTrainedTokenizerFast:
     """The tokenizer in `out/tokenizer`, trained first if it is not there."""
@@ -47,55 +69,49 @@ def reference_tokenizer(config: ReferenceConfig) -> PreTrainedTokenizerFast:
     if not path.exists():
         sample = islice(documents(config.seed + 1, config.corpus), TOKENIZER_DOCUMENTS)
         train_tokenizer(map(text_of, sample), VOCABULARY, MAX_POSITIONS).save_pretrained(path)
-    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path)
-    return loaded
+    return load_tokenizer(path)
 
 
-def train_teacher(config: ReferenceConfig) -> LlamaForCausalLM:
-    """The teacher in `out/teacher`, trained (or resumed) first if it is not there."""
+def train_teacher(config: ReferenceConfig) -> None:
+    """Trains, or resumes, the teacher in `out/teacher`; does nothing if it is there."""
     path = config.out / "teacher"
-    if not (path / "config.json").exists():
-        tokenizer = reference_tokenizer(config)
-        set_seed(config.seed)
-        teacher = new_teacher(tokenizer)
-        rows = PackedRows(tokenizer, config.corpus, config.batch, config.length, config.seed + 2)
-        run(PretrainingLoss(teacher), rows, loop_config(config, "teacher", config.teacher_steps))
-        teacher.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    loaded: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(path)
-    return loaded
-
-
-def train_equivalence(config: ReferenceConfig) -> NPTForCausalLM:
-    """The V2 student in `out/equivalence`: the teacher with attention moved into the modulation."""
-    path = config.out / "equivalence"
-    if not (path / "config.json").exists():
-        tokenizer = reference_tokenizer(config)
-        teacher = train_teacher(config)
-        teacher.set_attn_implementation("eager")
-        student = convert_llama_to_npt(teacher, "all", "v2", config.adapter_rank, "both", config.seed)
-        rows = PackedRows(tokenizer, config.corpus, config.batch, config.length, config.seed + 3)
-        loss = EquivalenceLoss(student, teacher, EquivalenceConfig())
-        rate = config.equivalence_learning_rate
-        run(loss, rows, loop_config(config, "equivalence", config.equivalence_steps, rate))
-        student.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    loaded: NPTForCausalLM = NPTForCausalLM.from_pretrained(path)
-    return loaded
-
-
-def loop_config(
-    config: ReferenceConfig, name: str, steps: int, learning_rate: float = 2e-3
-) -> LoopConfig:
-    """The loop's settings for one phase; its log and checkpoints go to `out/name`."""
-    out = config.out / name
-    out.mkdir(parents=True, exist_ok=True)
-    return LoopConfig(
-        out=out,
-        steps=steps,
-        learning_rate=learning_rate,
-        embedding_learning_rate=learning_rate,
+    if (path / "config.json").exists():
+        return
+    tokenizer = reference_tokenizer(config)
+    path.mkdir(parents=True, exist_ok=True)
+    set_seed(config.seed)
+    teacher = new_teacher(tokenizer)
+    rows = PackedRows(tokenizer, config.corpus, config.batch, config.length, config.seed + 2)
+    loop = LoopConfig(
+        out=path,
+        steps=config.teacher_steps,
         seed=config.seed,
         mixed_precision=config.mixed_precision,
         compile=config.compile,
+    )
+    run(PretrainingLoss(teacher), rows, loop)
+    teacher.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def assemble(config: ReferenceConfig, plasticity: PlasticityConfig, folder: Path) -> None:
+    """Writes the checkpoint to ship: bf16 weights, tokenizer, calibration, model card."""
+    train_teacher(config)
+    student = train_phase1(config.phase1)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Cast weights alone: `.bfloat16()` would round the rotary frequencies too.
+    weights = {name: w.to(torch.bfloat16) for name, w in student.state_dict().items()}
+    student.config.dtype = torch.bfloat16
+    student.save_pretrained(folder, state_dict=weights)
+    reference_tokenizer(config).save_pretrained(folder)
+    # Calibrated as it will be served: from the rounded weights, in float32.
+    model = load_model(folder, dtype=torch.float32).eval()
+    template = PlainTemplate(load_tokenizer(folder))
+    text = calibration_text(model, template, config.corpus)
+    calibrate(private_copy(model), plasticity, text).save(folder)
+    write_card(
+        folder,
+        config.out,
+        (config.teacher_steps, config.equivalence_steps),
+        bool(config.corpus.natural_texts()),
     )

@@ -1,6 +1,7 @@
-"""The reference tokenizer: byte-level BPE with single digits, so that codes and numbers are copied well."""
+"""The reference tokenizer: byte-level BPE; single digits, so that codes and numbers copy well."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -8,17 +9,25 @@ from transformers import PreTrainedTokenizerFast
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
-    "{{ {'system': 'Context', 'user': 'User', 'assistant': 'Assistant'}[m['role']] }}: {{ m['content'] }}"
+    "{{ {'system': 'Context', 'user': 'User', 'assistant': 'Assistant'}[m['role']] }}: "
+    "{{ m['content'] }}"
     "{{ eos_token if m['role'] == 'assistant' else '' }}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on `texts`; ids 0, 1, 2 are padding, start and end; encoding adds the start."""
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on `texts`; ids 0, 1, 2 are padding, start and end; encoding adds the
+    start.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -40,3 +49,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in `folder`; raises OSError where there is none."""
+    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return loaded

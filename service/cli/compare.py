@@ -34,4 +34,4 @@ def command(
             candidates = {name: load_checkpoint(name) for name in models}
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         compared = compare(candidates, ids, top=top, repeats=repeats)
-    typer.echo(compared.table(lambda token: tokenizer.decode([token])))
+    typer.echo(compared.table(lambda token: str(tokenizer.decode([token]))))

@@ -23,7 +23,8 @@ _stored = select(facts, _lives.c.alive, _lives.c.last).join(_lives, _lives.c.fac
 
 def newest(connection: Connection) -> int | None:
     """The newest version, `None` in an empty ledger."""
-    return connection.scalar(select(func.max(versions.c.version)))
+    found: int | None = connection.scalar(select(func.max(versions.c.version)))
+    return found
 
 
 def versions_after(connection: Connection, after: int, limit: int | None) -> list[Version]:

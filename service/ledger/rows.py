@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from service.ledger.chain import canonical
 from service.ledger.records import Fact, FactState, StoredFact, Version, VersionKind
 
-Row = Mapping[str, Any]
+Row = RowMapping | Mapping[str, Any]
 
 
 def fact_row(fact: Fact) -> dict[str, Any]:

@@ -83,7 +83,9 @@ class FactIn(In):
     )
     preset: Preset | None = Field(None, strict=False)
     dry_run: bool = Field(False, description="measure everything, write nothing")
-    metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = {}
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = Field(
+        default={}, description="kept with the fact, for the caller"
+    )
 
 
 class FactOut(Out):

@@ -85,7 +85,7 @@ class Likely(Out):
 class TokenOut(Likely):
     """A chosen token, and the likeliest ones in its place."""
 
-    top: list[Likely] = []
+    top: list[Likely] = Field(default=[])
 
 
 class Usage(Out):

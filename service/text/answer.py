@@ -13,8 +13,7 @@ class AnswerText:
         self._tokens = Detokenizer(decode, prompt_ids)
         self._stops = StopMatcher(stops)
 
-    @property
-    def stopped(self) -> bool:
+    def has_stopped(self) -> bool:
         """Whether a stop string was found; no more text comes."""
         return self._stops.stopped
 

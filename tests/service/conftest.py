@@ -53,7 +53,7 @@ async def client(host: Host) -> AsyncIterator[httpx2.AsyncClient]:
 def client_of(host: Host) -> httpx2.AsyncClient:
     """A client of the application in this process; server errors come back as answers."""
     transport = httpx2.ASGITransport(create_app(host), raise_app_exceptions=False)
-    return httpx2.AsyncClient(transport=transport, base_url="http://test")
+    return httpx2.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 def fake(host: Host) -> FakeRuntime:

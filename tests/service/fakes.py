@@ -15,7 +15,14 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from npt_core.bank import Columns, FactWeights
-from npt_core.consolidation import InvalidRequest, NotRecalled, UnreadableFact, WriteRequest
+from npt_core.consolidation import (
+    Consolidated,
+    InvalidRequest,
+    NotRecalled,
+    UnreadableFact,
+    WriteReport,
+    WriteRequest,
+)
 
 EOS = 256
 UNKNOWN = " I don't know."
@@ -107,22 +114,6 @@ class FakeModel:
         return UNKNOWN
 
 
-@dataclass(frozen=True)
-class FakeReport:
-    """The numbers a write reports."""
-
-    recall_after: float = 1.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"recall_before": 0.0, "recall_after": self.recall_after, "drift": 0.001}
-
-
-@dataclass(frozen=True)
-class FakeConsolidated:
-    weights: FactWeights
-    report: FakeReport
-
-
 class FakeConsolidator:
     """Refuses what says that it should be refused; with a `gate`, waits for a permit."""
 
@@ -131,18 +122,18 @@ class FakeConsolidator:
         self.entered = threading.Semaphore(0)
         self.requests: list[WriteRequest] = []
 
-    def consolidate(self, request: WriteRequest, /) -> FakeConsolidated:
+    def consolidate(self, request: WriteRequest, /) -> Consolidated:
         self.requests.append(request)
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()
         if "unreadable" in request.fact:
-            raise UnreadableFact(FakeReport(0.0))
+            raise UnreadableFact("the model cannot read this fact", _report(request, 0.0))
         if "forgettable" in request.fact:
-            raise NotRecalled(FakeReport(0.2))
+            raise NotRecalled("the fact was not recalled", _report(request, 0.2))
         if request.token_idx >= len(request.fact):
             raise InvalidRequest("token_idx", "is beyond the end of the fact")
-        return FakeConsolidated(_weights(request.fact), FakeReport())
+        return Consolidated(_weights(request.fact), _report(request, 1.0))
 
 
 @dataclass(frozen=True)
@@ -159,6 +150,10 @@ def load_fake_runtime(_path: str, /) -> FakeRuntime:
     """As `npt_core.loading.load_runtime`: a fresh runtime that knows no facts."""
     bank = FakeBank()
     return FakeRuntime(FakeModel(bank), bank)
+
+
+def _report(request: WriteRequest, recall: float) -> WriteReport:
+    return WriteReport(request.strategy, recall_after=recall, timings={"study": 0.01})
 
 
 def _weights(sentence: str) -> FactWeights:

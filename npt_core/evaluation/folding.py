@@ -1,0 +1,206 @@
+"""The second tier: facts folded into `down_proj`, and how many of them fit.
+
+`d_ffn` is the number of directions a fold can write to; it is fixed by the checkpoint, so the
+capacity is looked for along the other axes: columns kept per fact, layers, and the strength of the
+regulariser.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from npt_core.bank import Columns, FactWeights
+from npt_core.consolidation import FactError, WriteRequest
+from npt_core.consolidation.calibration import Calibration
+from npt_core.consolidation.ridge import fold, predicted_drift, regulariser
+from npt_core.evaluation.config import Rank
+from npt_core.evaluation.exam import RECALL, exam, questions
+from npt_core.evaluation.journal import Journal, Key, Metrics
+from npt_core.evaluation.speaker import Edits, edited
+from npt_core.evaluation.workbench import Workbench
+from npt_core.evaluation.writing import FactSet, fact_id
+
+Deltas = Mapping[int, Tensor]
+
+
+def compressed(columns: Columns, rank: int, factor: Tensor) -> Columns:
+    """The `rank` leading rows of the fact's columns, for folding alone.
+
+    A fold depends on keys `K [n, d_ffn]` and values `T [n, d]` only through `K^T K` and `K^T T`, which
+    no rotation of the rows changes. The rows are rotated to the principal axes of
+    `[K L^-T / |K L^-T|, T / |T|]`, with `factor` `L [d_ffn, d_ffn]` the Cholesky factor of the
+    regulariser, and the axes of most energy are kept.
+    """
+    if len(columns.inputs) <= rank:
+        return columns
+    keys, values = columns.inputs.double(), columns.values.double()
+    scaled = torch.linalg.solve_triangular(factor, keys.T, upper=False).T
+    joint = torch.cat([scaled / scaled.norm(), values / values.norm().clamp(min=1e-12)], dim=1)
+    rotation = torch.linalg.svd(joint, full_matrices=False)[0].T[:rank]
+    return Columns(
+        columns.keys[:rank],
+        (rotation @ values).float(),
+        columns.thresholds[:rank],
+        (rotation @ keys).float(),
+    )
+
+
+@dataclass
+class Folder:
+    """Folds facts of one checkpoint, keeping at most `rank` columns of each in each layer."""
+
+    calibration: Calibration
+    rank: Rank = None
+    strength: float | None = None
+
+    def deltas(self, facts: Mapping[str, FactWeights]) -> dict[int, Tensor]:
+        """By layer, `Delta` `[d, d_ffn]` in float64."""
+        rank = self.rank
+        if rank is None:
+            return fold(facts, self.calibration, self.strength)
+        chosen = self.calibration.config.fold_lambda if self.strength is None else self.strength
+        factors = {
+            i: torch.linalg.cholesky(regulariser(layer.second_moment, chosen))
+            for i, layer in self.calibration.layers.items()
+        }
+        small = {
+            name: FactWeights(
+                {i: compressed(c, rank, factors[i]) for i, c in weights.columns.items()}
+            )
+            for name, weights in facts.items()
+        }
+        return fold(small, self.calibration, self.strength)
+
+
+def edits_of(deltas: Deltas) -> Edits:
+    """Deltas of `down_proj`, as edits."""
+    return {(layer, "down_proj"): delta for layer, delta in deltas.items()}
+
+
+def method_name(rank: Rank) -> str:
+    """The name of the tier in the results."""
+    return "fold" if rank is None else f"fold, rank {rank}"
+
+
+def folded(bench: Workbench, journal: Journal, learned: FactSet, counts: Sequence[int]) -> None:
+    """The first n facts folded at once, with nothing in the bank."""
+    for rank in bench.config.fold_ranks:
+        for n in counts:
+            key = Key(method_name(rank), "at once", learned.order, n, learned.seed)
+            journal.once(key, partial(_folded, bench, learned, n, rank))
+
+
+def _folded(bench: Workbench, learned: FactSet, n: int, rank: Rank) -> Metrics:
+    deltas = Folder(bench.calibration, rank).deltas(learned.births(0, n))
+    paper = exam(learned.facts[:n], bench.template, bench.config.bystanders, learned.name)
+    with edited(bench.model, edits_of(deltas)):
+        found = bench.examined(paper, learned.refused)
+    return found | {"predicted_drift": predicted_drift(deltas, bench.calibration)}
+
+
+def fold_exactness(bench: Workbench, journal: Journal, learned: FactSet, count: int) -> None:
+    """Whether a fold without a fact has the bytes of one that never had it, in any order of facts."""
+    key = Key("fold", "rollback", learned.order, count, learned.seed)
+    journal.once(key, lambda: _refolded(bench, learned.births(0, count)))
+
+
+def _refolded(bench: Workbench, facts: Mapping[str, FactWeights]) -> Metrics:
+    folder = Folder(bench.calibration)
+    fewer = dict(list(facts.items())[:-1])
+    shuffled = dict(reversed(facts.items()))
+    again = {name: w for name, w in shuffled.items() if name in fewer}
+    same = lambda a, b: a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)  # noqa: E731
+    return {
+        "order_exact": float(same(folder.deltas(facts), folder.deltas(shuffled))),
+        "retract_exact": float(same(folder.deltas(fewer), folder.deltas(again))),
+    }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way of folding; `detail` names it in the results."""
+
+    rank: Rank
+    layers: tuple[int, ...]
+    factor: float
+    strength: float
+
+    @property
+    def detail(self) -> str:
+        """Readable, and unique."""
+        rank = "all" if self.rank is None else self.rank
+        layers = ",".join(map(str, self.layers))
+        return f"rank {rank}; layers {layers}; lambda {self.strength:g}"
+
+
+def capacity(bench: Workbench, journal: Journal, learned: FactSet) -> None:
+    """Folds more and more facts in each way, until recall or perplexity leaves its limit."""
+    settings, whole = bench.config.capacity, bench.calibration.config
+    ladder = [n for n in settings.counts if n <= len(learned.facts)]
+    plain = Trial(None, whole.layers, 1.0, whole.fold_lambda)
+    trials = [replace(plain, rank=rank) for rank in settings.ranks]
+    trials += [replace(plain, factor=f, strength=f * plain.strength) for f in settings.strengths]
+    for trial in trials:
+        _climb(bench, journal, learned, trial, ladder)
+    for layers in fewer_layers(whole.layers):
+        few = [n for n in ladder if n <= settings.layer_facts]
+        if few and settings.layer_facts:
+            smaller = _written_in(bench, learned, layers, few[-1])
+            _climb(bench, journal, smaller, replace(plain, layers=layers), few)
+
+
+def fewer_layers(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The upper half of `layers`, and the last one."""
+    return [
+        part for part in dict.fromkeys((layers[len(layers) // 2 :], layers[-1:])) if part != layers
+    ]
+
+
+def _written_in(bench: Workbench, learned: FactSet, layers: tuple[int, ...], count: int) -> FactSet:
+    """The facts written again: with fewer layers, each layer has more to add."""
+    weights: dict[int, FactWeights] = {}
+    for number in range(count):
+        request = WriteRequest(learned.statements[number], layers=layers, seed=number)
+        try:
+            weights[number] = bench.consolidator.consolidate(request).weights
+        except FactError:
+            continue
+    return replace(learned, facts=learned.facts[:count], weights=weights)
+
+
+def _climb(
+    bench: Workbench, journal: Journal, learned: FactSet, trial: Trial, ladder: Sequence[int]
+) -> None:
+    limits = bench.config.capacity
+    for n in ladder:
+        key = Key("fold", "capacity", learned.order, n, learned.seed, trial.detail)
+        found = journal.once(key, partial(_tried, bench, learned, trial, n))
+        if not within(found, limits.min_recall, limits.max_perplexity):
+            break
+
+
+def within(found: Metrics, min_recall: float, max_perplexity: float) -> bool:
+    """Whether a fold is still good enough."""
+    return found.get(RECALL, 0.0) >= min_recall and found["perplexity"] <= max_perplexity
+
+
+def _tried(bench: Workbench, learned: FactSet, trial: Trial, n: int) -> Metrics:
+    facts = [i for i in range(n) if i in learned.weights]
+    step = max(1, len(facts) // bench.config.capacity.sampled)
+    items = [
+        item
+        for i in facts[::step]
+        for item in questions(i, learned.facts[i], bench.template)
+        if item.group == RECALL
+    ]
+    folder = Folder(bench.calibration, trial.rank, trial.strength)
+    deltas = folder.deltas({fact_id(i): learned.weights[i] for i in facts})
+    with edited(bench.model, edits_of(deltas)):
+        found = bench.examiner.recall(bench.speaker, items) if items else {}
+        found |= bench.drift()
+    return found | {
+        "predicted_drift": predicted_drift(deltas, bench.calibration),
+        "folded": len(facts),
+    }

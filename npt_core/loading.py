@@ -1,0 +1,151 @@
+"""A folder becomes a running model: weights, tokenizer, template, bank, consolidator.
+
+Any Llama-family checkpoint will do. One that was never calibrated is calibrated on first use, on
+text from the corpus generator; with `cache` the result is kept for the next start.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from npt_core.bank import Bank
+from npt_core.checkpoint import CheckpointError, resolve_folder
+from npt_core.config import resolve_layers
+from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, calibrate
+from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
+from npt_core.consolidation.states import private_copy
+from npt_core.convert import load_model
+from npt_core.model import NPTForCausalLM
+from npt_core.prompts import PromptTemplate, template_for
+from npt_core.training.corpus import CorpusConfig
+from npt_core.training.plasticity import CalibrationSizes, calibration_text
+
+FIRST_USE = CalibrationSizes(answers=600, documents=150, locality=60)
+"""Smaller than a reference calibration: a foreign checkpoint should be ready within a minute on
+CPU.
+"""
+
+
+class DamagedCalibration(CheckpointError):
+    """`plasticity.json` or `plasticity.safetensors` cannot be used with this checkpoint."""
+
+
+class TokenizerMissing(CheckpointError):
+    """The checkpoint has no usable tokenizer."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything a server or a tool needs of one checkpoint."""
+
+    model: NPTForCausalLM
+    tokenizer: Any
+    template: PromptTemplate
+    bank: Bank
+    consolidator: Consolidator
+    fingerprint: str
+    """SHA-256 of the configuration and weights: facts belong to one checkpoint."""
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def max_positions(self) -> int:
+        """Prompt and answer together may take this many tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+
+def load_runtime(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, cache: Path | None = None
+) -> Runtime:
+    """Loads a folder or hub id. Raises CheckpointError for anything missing or damaged."""
+    folder = resolve_folder(source)
+    model = load_model(folder, dtype=dtype, attn_implementation="sdpa")
+    model.eval()
+    tokenizer = load_tokenizer(folder)
+    fingerprint = fingerprint_of(folder)
+    calibrated = _stored_calibration(folder)
+    if calibrated is None and cache is not None:
+        calibrated = _stored_calibration(cache / fingerprint[:16])
+    plain = calibrated is None or calibrated.config.plain_text
+    template = template_for(tokenizer, end_ids(model, tokenizer), plain and calibrated is not None)
+    if calibrated is None:
+        calibrated = _calibrated(model, template, cache and cache / fingerprint[:16])
+    _check_fit(model, calibrated)
+    bank = Bank(model, calibrated.whitening).attach()
+    consolidator = Consolidator(model, template, calibrated)
+    return Runtime(model, tokenizer, template, bank, consolidator, fingerprint)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint. Raises TokenizerMissing."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise TokenizerMissing(f"{folder}: no usable tokenizer: {error}") from error
+
+
+def end_ids(model: NPTForCausalLM, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end an answer, the tokenizer's own first."""
+    configured = model.generation_config.eos_token_id
+    listed: Sequence[int | None] = configured if isinstance(configured, list) else [configured]
+    found = [tokenizer.eos_token_id, *listed]
+    return tuple(dict.fromkeys(i for i in found if i is not None))
+
+
+def fingerprint_of(folder: Path) -> str:
+    """SHA-256 over `config.json` and every weights file, in name order."""
+    digest = hashlib.sha256()
+    calibration = (CONFIG_FILE, TENSOR_FILE)
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        if path.name not in calibration:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _stored_calibration(folder: Path) -> Calibration | None:
+    if not (folder / CONFIG_FILE).exists():
+        return None
+    try:
+        return Calibration.load(folder)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise DamagedCalibration(f"{folder}: the calibration is damaged: {error}") from error
+
+
+def _calibrated(model: NPTForCausalLM, template: PromptTemplate, keep: Path | None) -> Calibration:
+    layers = resolve_layers("upper_half", model.config.num_hidden_layers)
+    config = PlasticityConfig(layers=layers, plain_text=hasattr(template, "inline_block"))
+    text = calibration_text(model, template, CorpusConfig(), FIRST_USE)
+    made = calibrate(private_copy(model), config, text)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        made.save(keep)
+    return made
+
+
+def _check_fit(model: NPTForCausalLM, calibrated: Calibration) -> None:
+    d_ffn, total = model.config.intermediate_size, model.config.num_hidden_layers
+    missing = set(calibrated.config.layers) - set(calibrated.layers)
+    wrong = [
+        i for i, s in calibrated.layers.items() if i >= total or len(s.whitening.mean) != d_ffn
+    ]
+    if missing or wrong:
+        raise DamagedCalibration(
+            f"the calibration does not fit the model: layers {wrong or sorted(missing)}"
+        )
+
+
+def with_parameters(runtime: Runtime, **changes: Any) -> Consolidator:
+    """A consolidator of the same checkpoint with other parameters; for measuring them."""
+    calibration = runtime.consolidator.calibration
+    changed = calibration.with_config(replace(calibration.config, **changes))
+    return Consolidator(runtime.model, runtime.template, changed)

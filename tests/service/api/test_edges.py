@@ -1,0 +1,178 @@
+"""What surrounds every endpoint: names, limits, problems, health, metrics."""
+
+import re
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import problems
+from service.host import Host
+from tests.service.conftest import OpenHost, client_of, fake
+
+Client = httpx2.AsyncClient
+PROMPT = {"prompt": "Who is the CEO of TechCorp?"}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz"])
+async def test_health(client: Client, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "weights_version": 0}
+
+
+async def test_sane_request_id_comes_back(client: Client) -> None:
+    answer = await client.get("/livez", headers={"X-Request-ID": "abc-1.2:3"})
+    assert answer.headers["X-Request-ID"] == "abc-1.2:3"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, 'a"b', "é"])
+async def test_other_request_ids_are_replaced(client: Client, given: str) -> None:
+    answer = await client.get("/nowhere", headers={"X-Request-ID": given.encode()})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_announced_body_above_the_limit_is_refused_unread(host_of: OpenHost) -> None:
+    async with client_of(host_of(max_body_bytes=1024)) as client:
+        answer = await client.post("/generate", json={"prompt": "a" * 1024})
+    assert answer.status_code == 413
+    assert answer.json()["type"] == "npt:body-too-large"
+
+
+async def test_unannounced_body_above_the_limit_is_refused(host_of: OpenHost) -> None:
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 100
+
+    async with client_of(host_of(max_body_bytes=1024)) as client:
+        answer = await client.post(
+            "/generate", content=chunks(), headers={"Content-Type": "application/json"}
+        )
+    assert answer.status_code == 413
+    assert answer.json()["type"] == "npt:body-too-large"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", ""])
+async def test_foreign_host_name_is_refused(client: Client, host: str) -> None:
+    answer = await client.post("/generate", json=PROMPT, headers={"Host": host})
+    assert answer.status_code == 421
+    assert answer.json()["type"] == "npt:foreign-host"
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"])
+async def test_local_host_names_are_served(client: Client, host: str) -> None:
+    assert (await client.get("/livez", headers={"Host": host})).status_code == 200
+
+
+async def test_any_host_name_is_served_where_strangers_are_let_in(host_of: OpenHost) -> None:
+    async with client_of(host_of(allow_unauthenticated=True)) as client:
+        assert (await client.get("/livez", headers={"Host": "npt.example"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nowhere", 404, "npt:not-found"),
+        ("PUT", "/facts", 405, "npt:method-not-allowed"),
+    ],
+)
+async def test_wrong_address_is_a_problem(
+    client: Client, method: str, path: str, status: int, kind: str
+) -> None:
+    answer = await client.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == kind
+    assert answer.headers["X-NPT-Weights-Version"] == "0"
+
+
+async def test_unexpected_error_tells_nothing_but_its_name(
+    host: Host, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the secret is 42")
+
+    monkeypatch.setattr(fake(host).consolidator, "consolidate", broken)
+    answer = await client.post("/facts", json={"fact": "The sky is blue."})
+    assert answer.status_code == 500
+    assert answer.json()["type"] == "npt:internal-error"
+    assert "42" not in answer.text
+    assert answer.headers["X-Request-ID"]
+
+
+def test_problem_types_are_stable() -> None:
+    assert {kind.type: int(kind.status) for kind in problems.kinds()} == {
+        "npt:malformed-request": 400,
+        "npt:not-found": 404,
+        "npt:fact-not-found": 404,
+        "npt:version-not-found": 404,
+        "npt:method-not-allowed": 405,
+        "npt:fact-already-retracted": 409,
+        "npt:idempotency-conflict": 409,
+        "npt:idempotency-key-in-flight": 409,
+        "npt:stale-version": 412,
+        "npt:body-too-large": 413,
+        "npt:unsupported-media-type": 415,
+        "npt:foreign-host": 421,
+        "npt:invalid-request": 422,
+        "npt:prompt-too-long": 422,
+        "npt:fact-unreadable": 422,
+        "npt:fact-not-recalled": 422,
+        "npt:internal-error": 500,
+        "npt:blob-damaged": 500,
+        "npt:overloaded": 503,
+        "npt:draining": 503,
+        "npt:version-not-reached": 503,
+        "npt:read-only": 503,
+        "npt:disk-full": 507,
+    }
+
+
+async def samples(client: Client) -> dict[str, float]:
+    """Counted values by name and labels; what was timed only as counts."""
+    text = (await client.get("/metrics")).text
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created", "_sum"))
+    }
+
+
+async def test_metrics_count_what_happened(client: Client) -> None:
+    await client.post("/generate", json=PROMPT)
+    await client.post("/facts", json={"fact": "The sky is blue."})
+    await client.post("/facts", json={"fact": "An unreadable fact."})
+    await client.get("/made/up")
+    found = await samples(client)
+    expected = {
+        "npt_request_duration_seconds_count POST /generate 200": 1,
+        "npt_request_duration_seconds_count POST /facts 201": 1,
+        "npt_request_duration_seconds_count POST /facts 422": 1,
+        "npt_request_duration_seconds_count GET unmatched 404": 1,
+        "npt_time_to_first_token_seconds_count": 1,
+        "npt_inter_token_latency_seconds_count": 13,
+        "npt_queue_duration_seconds_count": 1,
+        "npt_prompt_tokens_total": 27,
+        "npt_generation_tokens_total": 14,
+        "npt_facts_total published": 1,
+        "npt_facts_total unreadable": 1,
+        "npt_fact_write_duration_seconds_count study": 1,
+        "npt_fact_write_duration_seconds_count ledger": 1,
+        "npt_write_lock_wait_seconds_count": 2,
+        "npt_fact_recall_ratio_count": 1,
+        "npt_weight_drift_ratio_count": 1,
+        "npt_requests_running": 0,
+        "npt_requests_waiting": 0,
+        "npt_weights_version": 1,
+        "npt_live_versions": 2,
+        "npt_bank_columns": 1,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+
+
+async def test_documentation_is_served(client: Client) -> None:
+    assert (await client.get("/docs")).status_code == 200
+    assert (await client.get("/openapi.json")).json()["openapi"].startswith("3.1")

@@ -1,0 +1,26 @@
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, is_loopback
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_is_served_without_keys(host: str) -> None:
+    assert is_loopback(host)
+    assert Settings(host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com", ""])
+def test_other_machines_are_served_only_on_demand(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError, match="reachable from other machines"):
+        Settings(host=host)
+    monkeypatch.setenv("NPT_ALLOW_UNAUTHENTICATED", "1")
+    assert Settings(host=host).host == host
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPT_PORT", "9000")
+    assert Settings().port == 9000
+    assert Settings(port=9001).port == 9001

@@ -1,0 +1,31 @@
+import asyncio
+import threading
+
+from service.version_gate import VersionGate
+
+
+class Counter:
+    version = 0
+
+
+async def test_reached_version_does_not_wait() -> None:
+    assert await VersionGate(lambda: 3).wait_for(3, 0)
+
+
+async def test_version_that_does_not_come_is_given_up() -> None:
+    assert not await VersionGate(lambda: 3).wait_for(4, 0)
+
+
+async def test_waiters_are_woken_from_another_thread() -> None:
+    counter = Counter()
+    gate = VersionGate(lambda: counter.version)
+    waiting = [asyncio.create_task(gate.wait_for(version, 60)) for version in (1, 2)]
+    await asyncio.sleep(0)
+
+    def publish() -> None:
+        for version in (1, 2):
+            counter.version = version
+            gate.announce()
+
+    threading.Thread(target=publish).start()
+    assert await asyncio.gather(*waiting) == [True, True]
