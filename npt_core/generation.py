@@ -31,7 +31,7 @@ def generate(
     decoding: Decoding,
     weights_version: int | Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The new ids of each prompt, in order, without the end token; one version, or one per prompt."""
+    """The new ids of each prompt, in order, without the end token; a version for all or each."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: list[list[int]] = [[] for _ in prompts]
     generator = torch.Generator().manual_seed(decoding.seed)

@@ -69,7 +69,7 @@ def load_runtime(
     """Loads a folder or hub id. Raises CheckpointError for anything missing or damaged."""
     folder = resolve_folder(source)
     model = load_model(folder, dtype=dtype, attn_implementation="sdpa")
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
     calibrated = _stored_calibration(folder)

@@ -47,6 +47,8 @@ class PlasticityConfig:
     temperature: float = 0.8
     held_out: float = 0.34
     look_alikes: int = 8
+    refine_steps: int = 0
+    """Gradient steps on the values after they are solved; the last rung of the ladder."""
     min_recall: float = 0.99
     min_locality: float = 0.99
     ridge_lambda: float = 1e4

@@ -41,11 +41,16 @@ from npt_core.consolidation.request import (
     WriteReport,
     WriteRequest,
 )
+from npt_core.consolidation.refine import refine
 from npt_core.consolidation.ridge import ridge_weights
 from npt_core.consolidation.states import States, plastic, private_copy, run
 from npt_core.generation import Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
+
+
+ATTEMPTS = 4
+REFINE_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -99,26 +104,37 @@ class Consolidator:
         """
         self._check(request)
         watch = Stopwatch()
-        failure: NotRecalled | UnreadableFact | None = None
-        for number, config in enumerate(self._ladder(request), start=1):
-            try:
-                return self._attempt(request, config, number, watch)
-            except (NotRecalled, UnreadableFact) as refused:
-                failure = refused
-        raise failure or RuntimeError("the ladder has no rungs")
-
-    def _ladder(self, request: WriteRequest) -> Iterator[PlasticityConfig]:
         config = self.config
         if request.layers is not None:
             config = replace(config, layers=request.layers)
-        yield config
-        if request.strategy == "modulation":
-            return
-        more = replace(config, questions=2 * config.questions, temperature=1.0, merge=0.95)
-        yield more
-        yield replace(
-            more, threshold=config.threshold - 0.1, margin=config.margin / 2, surprise=0.02
-        )
+        number = 1
+        while True:
+            try:
+                return self._attempt(request, config, number, watch)
+            except (NotRecalled, UnreadableFact) as refused:
+                if number == ATTEMPTS or request.strategy == "modulation":
+                    raise
+                config = self._harder(config, request, refused, number)
+                number += 1
+
+    def _harder(
+        self,
+        config: PlasticityConfig,
+        request: WriteRequest,
+        refused: NotRecalled | UnreadableFact,
+        number: int,
+    ) -> PlasticityConfig:
+        """The next rung: what disturbed others gets stricter, what was not recalled tries more."""
+        report = refused.report
+        if isinstance(refused, NotRecalled) and report.locality < config.min_locality:
+            threshold = min(config.threshold + 0.1, config.max_threshold)
+            return replace(config, threshold=threshold, margin=2 * config.margin)
+        more = replace(config, questions=2 * self.config.questions, merge=0.97, surprise=0.02)
+        if number == 1:
+            return more
+        layers = config.layers if request.layers else tuple(sorted(self.calibration.layers))
+        lower = config.threshold - 0.1
+        return replace(more, layers=layers, threshold=lower, refine_steps=REFINE_STEPS)
 
     def _attempt(
         self, request: WriteRequest, config: PlasticityConfig, number: int, watch: Stopwatch
@@ -196,6 +212,9 @@ class Consolidator:
         taught = lesson(self.model, study.training, study.teacher, config.layers)
         foreign = self._foreign_keys(request, config, study)
         weights = write(self.model, self.calibration, config, taught, foreign)
+        if config.refine_steps:
+            whitening = self.calibration.whitening
+            weights = refine(self.model, whitening, weights, study.training, config.refine_steps)
         if request.strategy == "ridge":
             strength = config.ridge_lambda / max(request.alpha, 1e-6)
             return ridge_weights(weights, self.calibration, strength)

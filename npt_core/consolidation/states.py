@@ -38,7 +38,7 @@ def private_copy(model: NPTForCausalLM) -> NPTForCausalLM:
     twin: NPTForCausalLM = copy.deepcopy(model, shared)
     for layer in twin.model.layers:
         layer.mlp.plastic = None
-    twin.train(False)
+    twin.eval()  # type: ignore[no-untyped-call]
     return twin
 
 

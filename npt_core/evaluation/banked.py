@@ -43,15 +43,19 @@ def one_fact(bench: Workbench, journal: Journal, learned: FactSet) -> None:
     journal.once(key, lambda: _alone(bench, learned, count))
 
 
+def _own_version(owner: int) -> int:
+    """The version in which the fact `owner` was published."""
+    return owner + 1
+
+
 def _alone(bench: Workbench, learned: FactSet, count: int) -> Metrics:
     bank = Bank(bench.model, bench.calibration.whitening)
     for i in range(count):
         bank.publish(i + 1, learned.births(i, i + 1), bank.facts)
     paper = single_exams(bench, learned, count)
-    own = lambda owner: owner + 1  # noqa: E731
     with plastic(bench.model, bank.layers):
-        found = bench.examiner.recall(bench.speaker, paper.asked, own, learned.refused)
-        found |= bench.examiner.locality(bench.speaker, paper.bystanders, own)
+        found = bench.examiner.recall(bench.speaker, paper.asked, _own_version, learned.refused)
+        found |= bench.examiner.locality(bench.speaker, paper.bystanders, _own_version)
         return found | _drift_alone(bench, learned, count)
 
 
@@ -60,10 +64,9 @@ def single_exams(bench: Workbench, learned: FactSet, count: int) -> Exam:
     papers = [
         exam([learned.facts[i]], bench.template, 1, f"{learned.name}/{i}") for i in range(count)
     ]
-    number = lambda items, i: tuple(replace(item, owner=i) for item in items)  # noqa: E731
     return Exam(
-        tuple(item for i, paper in enumerate(papers) for item in number(paper.asked, i)),
-        tuple(item for i, paper in enumerate(papers) for item in number(paper.bystanders, i)),
+        tuple(replace(item, owner=i) for i, p in enumerate(papers) for item in p.asked),
+        tuple(replace(item, owner=i) for i, p in enumerate(papers) for item in p.bystanders),
     )
 
 
@@ -112,9 +115,7 @@ def _at_version(bench: Workbench, learned: FactSet, n: int, newest: int) -> Metr
     )
     found["retention"] = kept[RECALL]
     if n == newest and newest <= PUBLICATIONS:
-        at_once = bench.examiner.recall(
-            bench.speaker, asked, lambda owner: owner + 1, learned.refused
-        )
+        at_once = bench.examiner.recall(bench.speaker, asked, _own_version, learned.refused)
         found["immediate"] = at_once[RECALL]
     return found
 

@@ -44,6 +44,10 @@ class HeldOutText:
     whitening: Mapping[int, Whitening]
     _keys: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
 
+    def first(self, count: int) -> "HeldOutText":
+        """The first rows alone."""
+        return HeldOutText(self.base, self.rows[:count], self.whitening)
+
     @property
     def tokens(self) -> int:
         """Predicted tokens."""

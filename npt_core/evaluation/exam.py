@@ -13,8 +13,8 @@ from npt_core.consolidation.probes import bare
 from npt_core.evaluation.journal import Metrics
 from npt_core.evaluation.speaker import Speaker
 from npt_core.prompts import UNKNOWN_ANSWER, PromptTemplate
-from npt_core.training.facts import Fact, distinct, neighbour, random_fact, same_subject, world
 from npt_core.training.entities import resembling
+from npt_core.training.facts import Fact, distinct, neighbour, random_fact, same_subject, world
 
 FAMILY = 10
 """Facts of one relation with near-identical names, in clustered order."""

@@ -7,6 +7,7 @@ regulariser.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -109,13 +110,16 @@ def fold_exactness(bench: Workbench, journal: Journal, learned: FactSet, count: 
 def _refolded(bench: Workbench, facts: Mapping[str, FactWeights]) -> Metrics:
     folder = Folder(bench.calibration)
     fewer = dict(list(facts.items())[:-1])
-    shuffled = dict(reversed(facts.items()))
+    shuffled = dict(reversed(list(facts.items())))
     again = {name: w for name, w in shuffled.items() if name in fewer}
-    same = lambda a, b: a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)  # noqa: E731
     return {
-        "order_exact": float(same(folder.deltas(facts), folder.deltas(shuffled))),
-        "retract_exact": float(same(folder.deltas(fewer), folder.deltas(again))),
+        "order_exact": float(_equal(folder.deltas(facts), folder.deltas(shuffled))),
+        "retract_exact": float(_equal(folder.deltas(fewer), folder.deltas(again))),
     }
+
+
+def _equal(a: Deltas, b: Deltas) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def assemble(config: ReferenceConfig, plasticity: PlasticityConfig, folder: Path
     student.save_pretrained(folder, state_dict=weights)
     reference_tokenizer(config).save_pretrained(folder)
     # Calibrated as it will be served: from the rounded weights, in float32.
-    model = load_model(folder, dtype=torch.float32).eval()
+    model = load_model(folder, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
     template = PlainTemplate(load_tokenizer(folder))
     text = calibration_text(model, template, config.corpus)
     calibrate(private_copy(model), plasticity, text).save(folder)

@@ -2,7 +2,7 @@
 
 import typer
 
-from service.cli import compare, convert, facts, generate, openapi, serve, versions
+from service.cli import compare, convert, facts, generate, openapi, serve, train, versions
 
 app = typer.Typer(
     name="npt",
@@ -18,6 +18,7 @@ app.command("compare")(compare.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
+app.add_typer(train.app, name="train")
 
 
 def main() -> None:

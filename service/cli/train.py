@@ -1,7 +1,7 @@
 """`npt train reference | phase1 | finetune`: training, resumable; under `accelerate launch` on many GPUs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -33,6 +33,7 @@ def reference(
     compile_: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
 ) -> None:
     """Tokenizer, teacher, equivalence, calibration, model card: the shipped checkpoint from nothing."""
+    from npt_core.checkpoint import CheckpointError
     from npt_core.training.reference import REFERENCE_PLASTICITY, ReferenceConfig, assemble
 
     config = ReferenceConfig(
@@ -46,7 +47,8 @@ def reference(
         mixed_precision=precision,
         compile=compile_,
     )
-    assemble(config, REFERENCE_PLASTICITY, model)
+    with told_in_one_line(CheckpointError, ValueError, OSError):
+        assemble(config, REFERENCE_PLASTICITY, model)
     typer.echo(f"finished: {model}")
 
 
@@ -68,7 +70,9 @@ def phase1(
     compile_: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
 ) -> None:
     """Equivalence: convert a Llama to V2 and train it to do what its teacher does."""
+    from npt_core.checkpoint import CheckpointError
     from npt_core.training.equivalence import EquivalenceConfig
+    from npt_core.config import LayerSpec
     from npt_core.training.phase1 import Phase1Config, train_phase1
     from service.cli.layers import parse_layers
 
@@ -76,7 +80,7 @@ def phase1(
     config = Phase1Config(
         teacher=teacher,
         out=out,
-        layers=parse_layers(layers),
+        layers=cast(LayerSpec, parse_layers(layers)),
         rank=rank,
         steps=steps,
         learning_rate=learning_rate,
@@ -86,7 +90,8 @@ def phase1(
         mixed_precision=precision,
         compile=compile_,
     )
-    train_phase1(config)
+    with told_in_one_line(CheckpointError, ValueError, OSError):
+        train_phase1(config)
     typer.echo(f"finished: {out / 'model'}")
 
 
@@ -102,6 +107,7 @@ def finetune(
     compile_: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
 ) -> None:
     """Phase 2: fine-tune for a use."""
+    from npt_core.checkpoint import CheckpointError
     from npt_core.training import finetuning
 
     config = finetuning.FinetuningConfig(
@@ -114,5 +120,6 @@ def finetune(
         mixed_precision=precision,
         compile=compile_,
     )
-    finetuning.finetune(config)
+    with told_in_one_line(CheckpointError, ValueError, OSError):
+        finetuning.finetune(config)
     typer.echo(f"finished: {out / 'model'}")

@@ -35,7 +35,7 @@ class ByteTemplate:
     eos_token_ids = frozenset({EOS})
 
     def with_context(self, prompt: str, context: Sequence[str]) -> str:
-        return f"Context: {' '.join(context)}\n{prompt}" if context else prompt
+        return f"Context: {'; '.join(context)}\n{prompt}" if context else prompt
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -106,7 +106,7 @@ class FakeModel:
 
     def _answer(self, text: str, version: int) -> str:
         context, _, prompt = text.rpartition("\n")
-        known = [*reversed(self.bank.sentences(version)), *context.split(". ")]
+        known = [*reversed(self.bank.sentences(version)), *context.split("; ")]
         for sentence in known:
             subject, _, value = sentence.removeprefix("Context: ").partition(" is ")
             if value and subject.removeprefix("The ") in prompt:

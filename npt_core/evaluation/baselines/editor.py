@@ -1,8 +1,10 @@
 """What every baseline is: a way from facts to changed weights, with options of its own."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import Tensor
 
 from npt_core.bank import FactWeights
 from npt_core.consolidation import Consolidator
@@ -32,6 +34,8 @@ class Subject:
     model: NPTForCausalLM
     template: PromptTemplate
     consolidator: Consolidator
+    moments: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """By layer `E[k k^T]` of ordinary text, once it was asked for."""
 
 
 class Editor(Protocol):

@@ -30,6 +30,7 @@ from npt_core.evaluation.baselines.values import (
 from npt_core.evaluation.speaker import Edits, combined, edited
 from npt_core.model import NPTForCausalLM
 
+DEFAULT_SEARCH = Search()
 Matrices = dict[tuple[int, Site], Tensor]
 
 
@@ -38,7 +39,7 @@ class Rome:
     """One rank-one update of one layer per fact, each on what the facts before it left."""
 
     layer: int
-    search: Search = Search()
+    search: Search = DEFAULT_SEARCH
     name: str = "ROME"
 
     def edits(
@@ -46,23 +47,23 @@ class Rome:
     ) -> Iterator[Edits]:
         """Updates of `down_proj` of `layer`."""
         model = subject.model
-        inverse = torch.linalg.inv(moments(subject, [self.layer])[self.layer])
+        moment = moments(subject, [self.layer])[self.layer]
         total: Matrices = {}
         done = 0
         for n in counts:
             for taught in facts[done:n]:
                 with edited(model, total):
-                    update = self._update(subject, places(subject, taught), inverse)
+                    update = self._update(subject, places(subject, taught), moment)
                 total = combined(total, {(self.layer, "down_proj"): update})
             done = n
             yield total
 
-    def _update(self, subject: Subject, where: Sequence[Place], inverse: Tensor) -> Tensor:
+    def _update(self, subject: Subject, where: Sequence[Place], moment: Tensor) -> Tensor:
         model = subject.model
         wanted = target(model, where, self.layer, self.search)
         key = key_of(model, where, self.layer).double()
         weight = model.model.layers[self.layer].mlp.down_proj.weight.detach().double()
-        direction = inverse @ key
+        direction = torch.linalg.solve(moment, key)
         return torch.outer(wanted.value.double() - weight @ key, direction) / (key @ direction)
 
 
@@ -72,7 +73,7 @@ class Memit:
 
     layers: tuple[int, ...]
     strength: float = 1000.0
-    search: Search = Search()
+    search: Search = DEFAULT_SEARCH
     name: str = "MEMIT"
 
     def edits(

@@ -120,7 +120,14 @@ def hidden_at(model: NPTForCausalLM, where: Sequence[Place], layer: int) -> Tens
 
 
 def moments(subject: Subject, layers: Sequence[int]) -> dict[int, Tensor]:
-    """`E[k k^T]` `[d_ffn, d_ffn]` in float64 over documents of a seed of their own, made invertible."""
+    """By layer `E[k k^T]` `[d_ffn, d_ffn]` of ordinary text, in float64, made invertible."""
+    missing = [layer for layer in layers if layer not in subject.moments]
+    if missing:
+        subject.moments.update(_measured(subject, missing))
+    return subject.moments
+
+
+def _measured(subject: Subject, layers: Sequence[int]) -> dict[int, Tensor]:
     limit = int(subject.model.config.max_position_embeddings) // 2
     template = subject.template
     made = islice(documents(MOMENT_SEED, CorpusConfig()), MOMENT_DOCUMENTS)

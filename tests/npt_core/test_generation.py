@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from npt_core.bank import Bank, Factors, FactWeights
+from npt_core.generation import Decoding, generate, left_padded, right_padded
+from npt_core.model import NPTForCausalLM
+from tests.npt_core.helpers import mixed_npt
+
+LENGTHS = (3, 11, 1, 7, 7)
+NEW = 10
+
+
+@pytest.fixture
+def model(llama: LlamaForCausalLM) -> NPTForCausalLM:
+    return mixed_npt(llama)
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    r = torch.Generator().manual_seed(4)
+    return [torch.randint(3, 61, (n,), generator=r).tolist() for n in LENGTHS]
+
+
+def by_transformers(model: NPTForCausalLM, prompt: list[int], end: int) -> list[int]:
+    """One prompt alone, by `GenerationMixin.generate`, without the end token."""
+    ids = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=0,
+    )
+    new = ids[0, len(prompt) :].tolist()
+    return new[: new.index(end)] if end in new else new
+
+
+def test_greedy_decoding_of_mixed_lengths_equals_transformers(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    wanted = [by_transformers(model, p, end=2) for p in prompts]
+    assert generate(model, prompts, Decoding(NEW, (2,))) == wanted
+
+
+def test_rows_that_end_leave_the_batch_and_change_nothing(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    free = generate(model, prompts, Decoding(NEW, ()))
+    end = free[1][3]
+    answers = generate(model, prompts, Decoding(NEW, (end,)))
+    lengths = {len(a) for a in answers}
+    assert len(lengths) > 1, "the rows must end at different times"
+    assert answers == [a[: a.index(end)] if end in a else a for a in free]
+    assert answers == [by_transformers(model, p, end) for p in prompts]
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_the_batch_size_does_not_change_the_answers(
+    model: NPTForCausalLM, prompts: list[list[int]], size: int
+) -> None:
+    wanted = generate(model, prompts, Decoding(NEW, (2,)))
+    assert generate(model, prompts, Decoding(NEW, (2,), batch_size=size)) == wanted
+
+
+def test_sampling_is_a_function_of_the_seed(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    def sampled(seed: int) -> list[list[int]]:
+        return generate(model, prompts, Decoding(NEW, (), temperature=1.0, seed=seed))
+
+    torch.manual_seed(0)
+    first = sampled(1)
+    torch.manual_seed(99)  # the global generator takes no part
+    assert sampled(1) == first
+    assert sampled(2) != first
+
+
+def test_a_nucleus_of_one_token_is_greedy(model: NPTForCausalLM, prompts: list[list[int]]) -> None:
+    narrow = Decoding(NEW, (2,), temperature=1.0, top_p=1e-6)
+    assert generate(model, prompts, narrow) == generate(model, prompts, Decoding(NEW, (2,)))
+
+
+def test_each_prompt_may_have_its_own_weights_version(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    bank = Bank(model, {}).attach()
+    r = torch.Generator().manual_seed(8)
+    push = Factors(torch.randn(1, 32, generator=r) * 9, torch.randn(1, 48, generator=r))
+    bank.publish(1, {"fact": FactWeights(factors={(3, "down_proj"): push})})
+    decoding = Decoding(NEW, (2,))
+    old, new = (generate(model, prompts, decoding, version) for version in (0, 1))
+    assert all(a != b for a, b in zip(old, new, strict=True))
+    mixed = [0, 1, 1, 0, 1]
+    answers = generate(model, prompts, decoding, mixed)
+    assert answers == [new[i] if v else old[i] for i, v in enumerate(mixed)]
+    assert generate(model, prompts, decoding) == new
+
+
+def test_nothing_is_generated_for_no_prompts(model: NPTForCausalLM) -> None:
+    assert generate(model, [], Decoding(NEW, (2,))) == []
+
+
+def test_padding_is_on_the_named_side() -> None:
+    ids, mask = left_padded([[5], [6, 7]])
+    assert ids.tolist() == [[0, 5], [6, 7]]
+    assert mask.tolist() == [[0, 1], [1, 1]]
+    assert right_padded([[5], [6, 7]]).tolist() == [[5, 0], [6, 7]]
