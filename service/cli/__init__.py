@@ -2,7 +2,7 @@
 
 import typer
 
-from service.cli import compare, convert, facts, generate, openapi, serve, train, versions
+from service.cli import compare, convert, evaluate, facts, generate, openapi, serve, train, versions
 
 app = typer.Typer(
     name="npt",
@@ -19,6 +19,7 @@ app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
 app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="eval")
 
 
 def main() -> None:
