@@ -7,7 +7,7 @@ a request that names its version gets the same rows to its last token, whatever 
 meanwhile.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -83,9 +83,9 @@ class FactWeights:
         factors: dict[tuple[int, Site], dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             match name.split("."):
-                case ["columns", layer, part]:
+                case ["columns", layer, part] if layer.isdecimal():
                     columns.setdefault(int(layer), {})[part] = tensor
-                case ["factors", layer, ("gate_proj" | "down_proj") as site, part]:
+                case ["factors", layer, ("gate_proj" | "down_proj") as site, part] if layer.isdecimal():
                     factors.setdefault((int(layer), site), {})[part] = tensor
                 case _:
                     raise BankError(f"unknown tensor {name!r} in the weights of a fact")
@@ -105,7 +105,11 @@ class FactWeights:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of equal meaning with their lifetimes and owners; immutable."""
+    """Rows of equal meaning with their lifetimes and owners; immutable.
+
+    The bank keeps rows in the order of fact names: sums and ties come out the same whatever the
+    order of publication.
+    """
 
     parts: tuple[Tensor, ...]
     born: Tensor
@@ -115,9 +119,7 @@ class _Rows:
     @classmethod
     def empty(cls, widths: Iterable[tuple[int, ...]], like: Tensor) -> Self:
         none = torch.zeros(0, dtype=torch.int64, device=like.device)
-        return cls(
-            tuple(like.new_zeros(0, *w, dtype=torch.float32) for w in widths), none, none, none
-        )
+        return cls(tuple(like.new_zeros(0, *w, dtype=torch.float32) for w in widths), none, none, none)
 
     def __len__(self) -> int:
         return len(self.born)
@@ -127,12 +129,12 @@ class _Rows:
         ends = torch.isin(self.owner, owners) & (self.died == ALIVE)
         return replace(self, died=torch.where(ends, version, self.died))
 
-    def extended(self, parts: Iterable[Tensor], owner: int, version: int) -> Self:
-        """New rows, born at `version`."""
+    def extended(self, parts: Iterable[Tensor], owner: int | Tensor, version: int) -> Self:
+        """New rows, born at `version`; `owner` for all of them, or `[n]`."""
         added = [p.to(old) for p, old in zip(parts, self.parts, strict=True)]
 
-        def more(value: int) -> Tensor:
-            return self.born.new_full((len(added[0]),), value)
+        def more(value: int | Tensor) -> Tensor:
+            return torch.as_tensor(value).to(self.born).expand(len(added[0]))
 
         return replace(
             self,
@@ -140,6 +142,23 @@ class _Rows:
             born=torch.cat([self.born, more(version)]),
             died=torch.cat([self.died, more(ALIVE)]),
             owner=torch.cat([self.owner, more(owner)]),
+        )
+
+    def joined(self, births: Sequence[tuple[int, tuple[Tensor, ...]]], version: int, rank: Tensor) -> Self:
+        """The rows of all `births` `(owner, parts)` added, and everything put in order of `rank`."""
+        if not births:
+            return self
+        owners = [torch.full((len(parts[0]),), owner) for owner, parts in births]
+        together = [torch.cat(part) for part in zip(*(p for _, p in births), strict=True)]
+        rows = self.extended(together, torch.cat(owners), version)
+        place = rank.to(rows.owner.device)[rows.owner]
+        order = torch.argsort(place, stable=True)
+        return replace(
+            rows,
+            parts=tuple(part[order] for part in rows.parts),
+            born=rows.born[order],
+            died=rows.died[order],
+            owner=rows.owner[order],
         )
 
     def visible(self, version: int | Tensor) -> Tensor:
@@ -182,18 +201,27 @@ class PlasticLayer:
             return y
         return torch.where(hit[..., None], y + values[index].to(y.dtype), y)
 
-    def _with_factors(
-        self, site: Site, x: Tensor, y: Tensor, weights_version: int | Tensor | None
-    ) -> Tensor:
+    def _with_factors(self, site: Site, x: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
         table = self.factors[site]
         if not len(table):
             return y
-        left, right = table.parts
         version = self.newest if weights_version is None else weights_version
-        visible = table.visible(version)
-        if not visible.any():
-            return y
-        return y + (((x.float() @ right.T) * visible) @ left).to(y.dtype)
+        if not isinstance(version, Tensor):
+            return y + _update(table, x, version).to(y.dtype)
+        version = version.to(y.device).view(-1, 1, 1)
+        for each in version.unique().tolist():
+            y = torch.where(version == each, y + _update(table, x, each).to(y.dtype), y)
+        return y
+
+
+def _update(table: _Rows, x: Tensor, version: int) -> Tensor:
+    """`(x right^T) left` of the visible rows alone.
+
+    A row that is multiplied by zero would still change how the others are summed, and with it bits.
+    """
+    seen = table.visible(version)
+    left, right = (part if seen.all() else part[seen] for part in table.parts)
+    return (x.float() @ right.T) @ left
 
 
 class Bank:
@@ -233,9 +261,7 @@ class Bank:
         seen = self.version if version is None else version
         return sum(int(layer.columns.visible(seen).sum()) for layer in self.layers)
 
-    def publish(
-        self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()
-    ) -> None:
+    def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
         """Makes `version` the newest: `deaths` end, `births` begin (again, after a rollback).
 
         Raises BankError, and changes nothing, if the version is not newer, a fact to die is not
@@ -243,31 +269,40 @@ class Bank:
         """
         self._check(version, births, deaths)
         ending = self.layers[0].columns.owner.new_tensor([self._owners[f] for f in deaths])
+        born = [(self._owners.setdefault(f, len(self._owners)), w) for f, w in births.items()]
+        rank = self._rank()
         for index, layer in enumerate(self.layers):
-            columns, factors = (
-                layer.columns.ended(ending, version),
-                {site: rows.ended(ending, version) for site, rows in layer.factors.items()},
-            )
-            for fact, weights in births.items():
-                owner = self._owners.setdefault(fact, len(self._owners))
-                if (new := weights.columns.get(index)) is not None:
-                    columns = columns.extended(
-                        (new.keys, new.values, new.thresholds), owner, version
-                    )
-                for site in factors:
-                    if (more := weights.factors.get((index, site))) is not None:
-                        factors[site] = factors[site].extended(
-                            (more.left, more.right), owner, version
-                        )
-            layer.columns, layer.factors = columns, factors
+            columns = [
+                (owner, (new.keys, new.values, new.thresholds))
+                for owner, weights in born
+                if (new := weights.columns.get(index)) is not None
+            ]
+            factors = {
+                site: [
+                    (owner, (more.left, more.right))
+                    for owner, weights in born
+                    if (more := weights.factors.get((index, site))) is not None
+                ]
+                for site in layer.factors
+            }
+            layer.columns = layer.columns.ended(ending, version).joined(columns, version, rank)
+            layer.factors = {
+                site: rows.ended(ending, version).joined(factors[site], version, rank)
+                for site, rows in layer.factors.items()
+            }
         self._alive = (self._alive - set(deaths)) | set(births)
         for layer in self.layers:
             layer.newest = version
         self.version = version
 
-    def _check(
-        self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]
-    ) -> None:
+    def _rank(self) -> Tensor:
+        """The place of each owner's name among all names, `[owners]`."""
+        rank = torch.empty(len(self._owners), dtype=torch.int64)
+        for place, name in enumerate(sorted(self._owners)):
+            rank[self._owners[name]] = place
+        return rank
+
+    def _check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
         if missing := set(deaths) - self._alive:
@@ -285,9 +320,16 @@ class Bank:
             given = [tuple(p.shape[1:]) for p in (columns.keys, columns.values, columns.thresholds)]
             if given != shapes:
                 raise BankError(f"fact {fact}, layer {index}: columns {given} do not fit {shapes}")
+            _check_rows(fact, index, columns.keys, columns.values, columns.thresholds)
         for (index, site), factors in weights.factors.items():
             if not 0 <= index < len(self.layers):
                 raise BankError(f"fact {fact}: there is no layer {index}")
             shapes = [tuple(p.shape[1:]) for p in self.layers[index].factors[site].parts]
             if [tuple(p.shape[1:]) for p in (factors.left, factors.right)] != shapes:
                 raise BankError(f"fact {fact}, layer {index}: {site} factors do not fit {shapes}")
+            _check_rows(fact, index, factors.left, factors.right)
+
+
+def _check_rows(fact: str, index: int, *parts: Tensor) -> None:
+    if len({len(part) for part in parts}) > 1:
+        raise BankError(f"fact {fact}, layer {index}: rows of its parts do not fit each other")

@@ -26,7 +26,7 @@ from npt_core.prompts import PromptTemplate, template_for
 from npt_core.training.corpus import CorpusConfig
 from npt_core.training.plasticity import CalibrationSizes, calibration_text
 
-FIRST_USE = CalibrationSizes(answers=600, documents=150, locality=60)
+FIRST_USE = CalibrationSizes(facts=200, documents=150, locality=60)
 """Smaller than a reference calibration: a foreign checkpoint should be ready within a minute on
 CPU.
 """
@@ -135,13 +135,9 @@ def _calibrated(model: NPTForCausalLM, template: PromptTemplate, keep: Path | No
 def _check_fit(model: NPTForCausalLM, calibrated: Calibration) -> None:
     d_ffn, total = model.config.intermediate_size, model.config.num_hidden_layers
     missing = set(calibrated.config.layers) - set(calibrated.layers)
-    wrong = [
-        i for i, s in calibrated.layers.items() if i >= total or len(s.whitening.mean) != d_ffn
-    ]
+    wrong = [i for i, s in calibrated.layers.items() if i >= total or len(s.whitening.mean) != d_ffn]
     if missing or wrong:
-        raise DamagedCalibration(
-            f"the calibration does not fit the model: layers {wrong or sorted(missing)}"
-        )
+        raise DamagedCalibration(f"the calibration does not fit the model: layers {wrong or sorted(missing)}")
 
 
 def with_parameters(runtime: Runtime, **changes: Any) -> Consolidator:

@@ -139,10 +139,7 @@ class ChatTemplate:
 
     def self_study_prompts(self, context: Sequence[str]) -> tuple[str, str]:
         """Requests, in words, for one question and for one restatement."""
-        ask = (
-            "Write one short question that the context answers, "
-            "then its short answer on a new line."
-        )
+        ask = "Write one short question that the context answers, then its short answer on a new line."
         restate = "Restate the context in one short sentence."
         return self.with_context(ask, context), self.with_context(restate, context)
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from npt_core.bank import BankError
 from npt_core.engine import Engine
 from service.blobs import BlobStore
-from service.fingerprint import fingerprint
 from service.ledger import FolderLock, Ledger, LedgerDamaged
 from service.metrics import Metrics
 from service.runtime import Runtime
@@ -18,12 +18,14 @@ from service.writer import Writer
 
 LEDGER_FILE = "ledger.db"
 BLOB_FOLDER = "blobs"
+CALIBRATION_FOLDER = "calibration"
+"""Beside the facts, whose keys mean nothing under another calibration."""
 
 
 class LoadRuntime(Protocol):
     """`npt_core.loading.load_runtime`, or a double of it."""
 
-    def __call__(self, path: str, /) -> Runtime: ...
+    def __call__(self, source: str, /, *, cache: Path | None = None) -> Runtime: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
     try:
         # A damaged ledger is told at once, not after the model took its time to load.
         ledger = Ledger(settings.data / LEDGER_FILE)
-        return _assemble(settings, load_runtime(settings.model), ledger, lock)
+        runtime = load_runtime(settings.model, cache=settings.data / CALIBRATION_FOLDER)
+        return _assemble(settings, runtime, ledger, lock)
     except BaseException:
         lock.release()
         raise
@@ -71,7 +74,7 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
 
 def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: FolderLock) -> Host:
     blobs, metrics = BlobStore(settings.data / BLOB_FOLDER), Metrics()
-    ledger.bind(fingerprint(runtime.model.state_dict().items()))
+    ledger.bind(runtime.fingerprint)
     replay(ledger, blobs, runtime, settings.data / LEDGER_FILE)
     bank = runtime.bank
     gate = VersionGate(lambda: bank.version)
@@ -108,7 +111,7 @@ def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> No
 
     Raises:
         BlobError: a blob is missing or damaged.
-        LedgerDamaged: a blob is intact but does not hold the weights of a fact.
+        LedgerDamaged: a blob is intact but does not hold weights that fit the model.
     """
     names = {stored.fact.id: stored.fact.blob for stored in ledger.facts()}
     for version in ledger.versions(after=0):
@@ -118,7 +121,10 @@ def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> No
                 births[fact_id] = decode(blobs.get(names[fact_id]))
             except UndecodableWeights as error:
                 raise LedgerDamaged(path, f"blob of fact {fact_id}: {error}") from error
-        runtime.bank.publish(version.version, births, version.deaths)
+        try:
+            runtime.bank.publish(version.version, births, version.deaths)
+        except BankError as error:
+            raise LedgerDamaged(path, f"version {version.version}: {error}") from error
 
 
 def _watch(host: Host) -> None:

@@ -1,6 +1,6 @@
 """What is counted and timed, by name; each application has a registry of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,74 +18,51 @@ class Metrics:
     """The metrics of one application."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.request_duration = Histogram(
+        self.registry = CollectorRegistry()
+        self._measure_requests()
+        self._measure_generation()
+        self._measure_facts()
+
+    def _measure_requests(self) -> None:
+        self.request_duration = self._histogram(
             "npt_request_duration_seconds",
             "Wall time of an HTTP request, to the end of its answer.",
+            REQUEST_S,
             ("method", "route", "status"),
-            buckets=REQUEST_S,
-            registry=registry,
         )
-        self.first_token = Histogram(
-            "npt_time_to_first_token_seconds",
-            "From admission to the first token.",
-            buckets=FIRST_TOKEN_S,
-            registry=registry,
-        )
-        self.inter_token = Histogram(
-            "npt_inter_token_latency_seconds",
-            "Between two tokens of one sequence.",
-            buckets=TOKEN_S,
-            registry=registry,
-        )
-        self.queue_duration = Histogram(
-            "npt_queue_duration_seconds",
-            "From admission to the start of decoding.",
-            buckets=QUEUE_S,
-            registry=registry,
-        )
-        self.prompt_tokens = Counter(
-            "npt_prompt_tokens_total", "Prompt tokens admitted.", registry=registry
-        )
-        self.generation_tokens = Counter(
-            "npt_generation_tokens_total", "Tokens generated.", registry=registry
-        )
-        self.rejections = Counter(
+        self.rejections = self._counter(
             "npt_admission_rejections_total",
             "Requests that were refused before any work.",
             ("reason",),
-            registry=registry,
         )
-        self.facts = Counter(
-            "npt_facts_total",
-            "Fact writes, by outcome.",
-            ("result",),
-            registry=registry,
+
+    def _measure_generation(self) -> None:
+        self.queue_duration = self._histogram(
+            "npt_queue_duration_seconds", "From admission to the start of decoding.", QUEUE_S
         )
-        self.fact_write = Histogram(
+        self.first_token = self._histogram(
+            "npt_time_to_first_token_seconds", "From admission to the first token.", FIRST_TOKEN_S
+        )
+        self.inter_token = self._histogram(
+            "npt_inter_token_latency_seconds", "Between two tokens of one sequence.", TOKEN_S
+        )
+        self.prompt_tokens = self._counter("npt_prompt_tokens_total", "Prompt tokens admitted.")
+        self.generation_tokens = self._counter("npt_generation_tokens_total", "Tokens generated.")
+
+    def _measure_facts(self) -> None:
+        self.facts = self._counter("npt_facts_total", "Fact writes, by outcome.", ("result",))
+        self.fact_write = self._histogram(
             "npt_fact_write_duration_seconds",
             "Wall time of the stages of a fact write.",
+            STAGE_S,
             ("stage",),
-            buckets=STAGE_S,
-            registry=registry,
         )
-        self.lock_wait = Histogram(
-            "npt_write_lock_wait_seconds",
-            "Wait for the write lock.",
-            buckets=QUEUE_S,
-            registry=registry,
+        self.lock_wait = self._histogram("npt_write_lock_wait_seconds", "Wait for the write lock.", QUEUE_S)
+        self.fact_recall = self._histogram(
+            "npt_fact_recall_ratio", "Recall of published facts on held-out probes.", RATIO
         )
-        self.fact_recall = Histogram(
-            "npt_fact_recall_ratio",
-            "Recall of published facts on held-out probes.",
-            buckets=RATIO,
-            registry=registry,
-        )
-        self.drift = Histogram(
-            "npt_weight_drift_ratio",
-            "Drift of published facts, as their report has it.",
-            buckets=DRIFT,
-            registry=registry,
+        self.drift = self._histogram(
+            "npt_weight_drift_ratio", "Drift of published facts, as their report has it.", DRIFT
         )
 
     def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
@@ -96,3 +73,11 @@ class Metrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)

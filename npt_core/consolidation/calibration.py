@@ -21,6 +21,11 @@ from npt_core.consolidation.states import run
 from npt_core.model import NPTForCausalLM
 
 CONFIG_FILE, TENSOR_FILE = "plasticity.json", "plasticity.safetensors"
+REFERENCE_CHUNK = 128
+"""Rows measured at once."""
+NEAR_DUPLICATE = 0.96
+WITHIN_RIDGE = 0.02
+"""Share of the mean variance inside classes that keeps rare directions from exploding."""
 KEY_SCALE = 127.0
 """Reference keys are unit vectors kept as int8; the error of a cosine is below 0.01."""
 
@@ -37,16 +42,16 @@ class PlasticityConfig:
     """KL in nats above which a token is worth a column."""
     threshold: float = 0.6
     """Lowest cosine at which a column may fire."""
-    margin: float = 0.05
+    margin: float = 0.02
     """How far above the nearest foreign key a column's threshold lies."""
-    max_threshold: float = 0.9
+    max_threshold: float = 0.97
     """Columns that would need a higher threshold are dropped: they are not specific to the fact."""
-    merge: float = 0.9
+    merge: float = 0.95
     """Cosine from which a token is left to a column that the fact already has."""
     questions: int = 10
     temperature: float = 0.8
     held_out: float = 0.34
-    look_alikes: int = 8
+    look_alikes: int = 24
     refine_steps: int = 0
     """Gradient steps on the values after they are solved; the last rung of the ladder."""
     min_recall: float = 0.99
@@ -146,71 +151,150 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """Token ids of a prompt that the model cannot answer, and the number of the fact it asks for."""
+
+    ids: Sequence[int]
+    fact: int
+
+
+@dataclass(frozen=True)
 class CalibrationText:
     """Token ids to calibrate on; none of it may be used for training or evaluation again.
 
-    `answers`: rows of prompt and answer, without a context, with the index where the answer starts.
+    `prompts`: questions and sentences to complete, without a context. Those of one fact, in several
+    wordings and forms, share their `fact` number: they teach the key space what a wording changes.
     `reference`: ordinary documents. `locality`: prompts with the model's own answers.
     """
 
-    answers: Sequence[tuple[Sequence[int], int]]
+    prompts: Sequence[PromptRow]
     reference: Sequence[Sequence[int]]
     locality: Sequence[Sequence[int]]
 
 
-def calibrate(
-    model: NPTForCausalLM, config: PlasticityConfig, text: CalibrationText
-) -> Calibration:
+def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: CalibrationText) -> Calibration:
     """Measures `model` (a private copy) in the layers of `config`."""
-    starts = [start for _, start in text.answers]
-    answers, _ = _keys(model, [ids for ids, _ in text.answers], config.layers, starts)
-    whitening = {i: _whitening(z, config.key_width, seed=i) for i, z in answers.items()}
-    reference, _ = _keys(model, text.reference, config.layers)
-    locality, owner = _keys(model, text.locality, config.layers)
+    prompts = _Activations.of(model, [row.ids for row in text.prompts], config.layers)
+    facts = torch.tensor([text.prompts[row].fact for row in prompts.rows])
+    whitening = {i: key_space(prompts.last(i), facts, config.key_width) for i in config.layers}
+    reference = _Reference(config.layers, whitening)
+    for start in range(0, len(text.reference), REFERENCE_CHUNK):
+        rows = text.reference[start : start + REFERENCE_CHUNK]
+        reference.add(_Activations.of(model, rows, config.layers))
+    locality = _Activations.of(model, text.locality, config.layers)
     layers = {}
     for index in config.layers:
-        z, w = reference[index], model.model.layers[index].mlp.down_proj.weight.float()
-        moment = z.T @ z / len(z)
+        weight = model.model.layers[index].mlp.down_proj.weight.float()
+        moment = reference.moments[index] / reference.tokens
+        key = whitening[index].key
         layers[index] = LayerStatistics(
             whitening[index],
-            torch.cat([whitening[index].key(z), whitening[index].key(answers[index])]),
-            whitening[index].key(locality[index]),
+            thinned(torch.cat([*reference.keys[index], key(prompts.last(index))])),
+            key(locality.joined(index)),
             moment,
-            float(((w @ moment) * w).sum()),
+            float(((weight @ moment) * weight).sum().detach()),
         )
-    return Calibration(config, layers, len(text.locality), owner)
+    return Calibration(config, layers, len(text.locality), locality.owners)
 
 
-def _whitening(z: Tensor, width: int, seed: int) -> Whitening:
-    """Whitens by the covariance of `z` `[n, d_ffn]`, then projects at random to `width` columns."""
-    mean = z.mean(0)
-    covariance = torch.cov(z.T.double())
-    ridge = 1e-2 * covariance.diagonal().mean()
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance)))
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(len(values), width, generator=generator, dtype=torch.float64) / width**0.5
-    projection = (vectors * values.rsqrt()) @ random
-    return Whitening(mean, projection.float())
+class _Reference:
+    """Keys and second moments of the reference text, chunk by chunk: the activations are too many."""
+
+    def __init__(self, layers: Sequence[int], whitening: Mapping[int, Whitening]) -> None:
+        self.whitening = whitening
+        self.keys: dict[int, list[Tensor]] = {index: [] for index in layers}
+        self.moments: dict[int, Tensor] = {}
+        self.tokens = 0
+
+    def add(self, seen: "_Activations") -> None:
+        """Takes in the activations of more text."""
+        for index, kept in self.keys.items():
+            z = seen.joined(index)
+            kept.append(self.whitening[index].key(z))
+            self.moments[index] = self.moments.get(index, torch.zeros(())) + z.T @ z
+        self.tokens += len(seen.owners)
 
 
-def _keys(
-    model: NPTForCausalLM,
-    rows: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    starts: Sequence[int] | None = None,
-    batch: int = 32,
-) -> tuple[dict[int, Tensor], Tensor]:
-    """By layer the activations `[n, d_ffn]` at every token from `starts - 1` on, and each one's
-    row.
+def thinned(keys: Tensor, chunk: int = 2048) -> Tensor:
+    """`keys` `[n, p]` without those that an earlier kept one is closer to than `NEAR_DUPLICATE`.
+
+    The leak check looks at the nearest key only: a near-duplicate changes nothing but the size.
     """
-    found: dict[int, list[Tensor]] = {index: [] for index in layers}
-    owners: list[Tensor] = []
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for chunk in (order[i : i + batch] for i in range(0, len(order), batch)):
-        states = run(model, [rows[i] for i in chunk], layers)
-        for k, i in enumerate(chunk):
-            span = slice(0 if starts is None else starts[i] - 1, len(rows[i]))
-            owners.append(torch.full((len(rows[i][span]),), i))
-            for index in layers:
-                found[index].append(states.keys[index][k, span].float())
-    return {index: torch.cat(parts) for index, parts in found.items()}, torch.cat(owners)
+    kept = keys[:0]
+    for part in keys.split(chunk):
+        if len(kept):
+            part = part[(part @ kept.T).max(dim=1).values < NEAR_DUPLICATE]
+        close = torch.triu((part @ part.T) >= NEAR_DUPLICATE, diagonal=1)
+        stays = torch.ones(len(part), dtype=torch.bool)
+        for k, near in enumerate(close):
+            if stays[k]:  # a key that is gone stands for no other
+                stays &= ~near
+        kept = torch.cat([kept, part[stays]])
+    return kept
+
+
+def key_space(z: Tensor, facts: Tensor, width: int) -> Whitening:
+    """Linear discriminant analysis of activations `z` `[n, d_ffn]` where an answer begins, whitened.
+
+    With `S_w` the scatter among wordings of one fact (`facts` `[n]` tells which) and `S_b` between the
+    means of facts, the projection keeps the `width` directions of largest `S_b / S_w` and scales each to
+    unit total variance: keys of one fact come together, those of others become as good as random.
+    """
+    _, classes = torch.unique(facts, return_inverse=True)
+    z = z.double()
+    count = int(classes.max()) + 1
+    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, classes, torch.ones(len(z)).double())
+    sums = torch.zeros(count, z.shape[1], dtype=torch.float64).index_add_(0, classes, z)
+    means = sums / sizes[:, None]
+    mean = z.mean(0)
+    inside = z - means[classes]
+    within = inside.T @ inside / max(1, len(z) - count)
+    spread = (means - mean) * sizes.sqrt()[:, None]
+    between = spread.T @ spread / len(z)
+    within += WITHIN_RIDGE * within.diagonal().mean() * torch.eye(z.shape[1], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(within)
+    whiten = vectors * values.rsqrt()
+    ratios, axes = torch.linalg.eigh(whiten.T @ between @ whiten)
+    kept = slice(max(0, len(ratios) - width), None)
+    projection = (whiten @ axes[:, kept]) * (ratios[kept].clamp(min=0) + 1).rsqrt()
+    return Whitening(mean.float(), projection.float())
+
+
+@dataclass
+class _Activations:
+    """By layer the activations `[tokens, d_ffn]` of rows, in the order `rows`."""
+
+    keys: dict[int, list[Tensor]]
+    rows: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        model: NPTForCausalLM,
+        rows: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        batch: int = 32,
+    ) -> Self:
+        """Every token of `rows`, the short ones first."""
+        made = cls({index: [] for index in layers}, sorted(range(len(rows)), key=lambda i: len(rows[i])))
+        for start in range(0, len(rows), batch):
+            chunk = made.rows[start : start + batch]
+            states = run(model, [rows[i] for i in chunk], layers)
+            for k, i in enumerate(chunk):
+                for index in layers:
+                    made.keys[index].append(states.keys[index][k, : len(rows[i])].float())
+        return made
+
+    @property
+    def owners(self) -> Tensor:
+        """The row of every token."""
+        some = next(iter(self.keys.values()))
+        return torch.cat([torch.full((len(z),), i) for i, z in zip(self.rows, some, strict=True)])
+
+    def joined(self, layer: int) -> Tensor:
+        """`[tokens, d_ffn]`."""
+        return torch.cat(self.keys[layer])
+
+    def last(self, layer: int) -> Tensor:
+        """The last token of each row, `[rows, d_ffn]`: where the model decides whether it knows."""
+        return torch.stack([part[-1] for part in self.keys[layer]])

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from npt_core.bank import Bank, Columns, FactWeights, PlasticLayer
 from npt_core.consolidation.calibration import Calibration, LayerStatistics, PlasticityConfig
-from npt_core.consolidation.probes import Probe
 from npt_core.consolidation.states import States, plastic, run
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
@@ -49,15 +48,14 @@ class AlignedProbe:
         return bool((logits[where.start : where.stop].argmax(-1) == wanted).all())
 
 
-def align(template: PromptTemplate, fact: str, probe: Probe) -> AlignedProbe:
-    """Token ids of a probe; the common tail is found in the ids, so any template will do."""
-    end = template.eos_token_ids[0]
-    teacher = [*template.encode(template.answered(probe.prompt, [fact], probe.answer)), end]
-    student = [*template.encode(template.answered(probe.prompt, [], probe.answer)), end]
-    prompt = template.encode(template.with_context(probe.prompt, []))
-    shared = _common(reversed(teacher), reversed(student))
-    answer = len(student) - _common(prompt, student)
-    return AlignedProbe(teacher, student, shared, min(answer, shared - 1))
+def align(template: PromptTemplate, fact: str, prompt: str, answer: Sequence[int]) -> AlignedProbe:
+    """Token ids of a probe whose `answer` the teacher wrote; the common tail is found in the ids, so
+    any template will do.
+    """
+    tail = [*answer, template.eos_token_ids[0]]
+    teacher = [*template.encode(template.with_context(prompt, [fact])), *tail]
+    student = [*template.encode(template.with_context(prompt, [])), *tail]
+    return AlignedProbe(teacher, student, _common(reversed(teacher), reversed(student)), len(tail))
 
 
 def _common(a: object, b: object) -> int:
@@ -169,9 +167,7 @@ class _LayerWriter:
         rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
         times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
         there = [self.taught.teacher_position(at) for at in self.wanted]
-        target = self.taught.teacher.outputs[self.index][
-            rows, torch.tensor([t for _, t in there]).long()
-        ]
+        target = self.taught.teacher.outputs[self.index][rows, torch.tensor([t for _, t in there]).long()]
         z = self._z[rows, times].float()
         made = self._columns(z, (target - output[rows, times]).float())
         self.found[self.index] = made
@@ -188,9 +184,7 @@ class _LayerWriter:
         return Columns(keys[chosen], values[chosen], thresholds[chosen], z[chosen].half())
 
 
-def thresholds_of(
-    keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig
-) -> Tensor:
+def thresholds_of(keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig) -> Tensor:
     """The leak check: each column's threshold clears every foreign key `[n]`."""
     nearest = keys.new_full((len(keys),), -1.0)
     for others in (reference, foreign):

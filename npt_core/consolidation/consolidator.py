@@ -24,15 +24,19 @@ from npt_core.consolidation.columns import (
     write,
 )
 from npt_core.consolidation.errors import InvalidRequest, NotRecalled, UnreadableFact
-from npt_core.consolidation.modulation import modulation_weights
+from npt_core.consolidation.modulation import checked_ids, modulation_weights
 from npt_core.consolidation.probes import (
+    MAX_PROBE_TOKENS,
     Probe,
+    about_the_fact,
+    accepted,
     bare,
     candidates,
     look_alikes,
     split,
     write_questions,
 )
+from npt_core.consolidation.refine import refine
 from npt_core.consolidation.request import (
     PRESETS,
     STRATEGIES,
@@ -41,13 +45,11 @@ from npt_core.consolidation.request import (
     WriteReport,
     WriteRequest,
 )
-from npt_core.consolidation.refine import refine
 from npt_core.consolidation.ridge import ridge_weights
 from npt_core.consolidation.states import States, plastic, private_copy, run
 from npt_core.generation import Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
-
 
 ATTEMPTS = 4
 REFINE_STEPS = 10
@@ -85,9 +87,7 @@ class Stopwatch:
 class Consolidator:
     """Writes facts for one model. Not thread-safe: the service's write lock is around it."""
 
-    def __init__(
-        self, model: NPTForCausalLM, template: PromptTemplate, calibration: Calibration
-    ) -> None:
+    def __init__(self, model: NPTForCausalLM, template: PromptTemplate, calibration: Calibration) -> None:
         self.model = private_copy(model)
         self.template = template
         self.calibration = calibration
@@ -143,8 +143,7 @@ class Consolidator:
             study = self.study(request, config, request.seed + 1000 * (number - 1))
         if not study.training:
             raise UnreadableFact(
-                "the model cannot answer questions about this fact"
-                " even with the fact in its context",
+                "the model cannot answer questions about this fact even with the fact in its context",
                 self._report(request, config, study, watch, attempts=number),
             )
         with watch.stage("write"):
@@ -152,61 +151,44 @@ class Consolidator:
         with watch.stage("verify"):
             report = self.verify(request, config, study, weights, watch, number)
         recalled = report.recall_after >= min(config.min_recall, 1.0)
-        if request.strategy != "modulation" and not (
-            recalled and report.locality >= config.min_locality
-        ):
+        if request.strategy != "modulation" and not (recalled and report.locality >= config.min_locality):
             raise NotRecalled("the fact was not recalled on held-out wordings", report)
         return Consolidated(weights, report)
 
     def study(self, request: WriteRequest, config: PlasticityConfig, seed: int) -> Study:
-        """Self-study: probes written, filtered by what the teacher answers, and split."""
+        """Self-study: probes written, answered by the teacher, filtered, and split."""
         model, template, fact = self.model, self.template, request.fact
-        given = self._answered_by_teacher(request)
-        asked, statements = write_questions(
-            model, template, fact, config.questions, seed, config.temperature
-        )
-        probes = candidates(template, fact, [*given, *asked], [fact, *statements])
-        aligned = [align(template, fact, p) for p in probes]
+        asked, statements = write_questions(model, template, fact, config.questions, seed, config.temperature)
+        repaired = about_the_fact(asked, fact)[: config.questions]
+        questions = [*request.questions, *asked, *(Question(q, "") for q in repaired)]
+        probes = candidates(template, fact, questions, [fact, *statements])
+        prompts = [template.encode(template.with_context(p.prompt, [fact])) for p in probes]
+        decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids)
+        answers = generate(model, prompts, decoding)
+        aligned: dict[Probe, AlignedProbe] = {}
+        given = {q.question: bare(q.answer) for q in request.questions}
+        for probe, ids in zip(probes, answers, strict=True):
+            text = template.decode(ids)
+            # The caller knows the answer to the caller's questions.
+            wrong = given.get(probe.wording, bare(text)) not in bare(text)
+            if accepted(probe, text, fact) and not wrong:
+                aligned[replace(probe, answer=text)] = align(template, fact, probe.prompt, ids)
         if not aligned:
-            empty = States(torch.empty(0), {}, {})
-            return Study((), (), (), empty, len(asked) + len(statements), 0, None)
-        teacher = run(model, [a.teacher for a in aligned], config.layers)
-        good = [
-            k
-            for k, a in enumerate(aligned)
-            if a.reproduced(teacher.logits[k, : len(a.teacher)], a.teacher)
-        ]
-        training, held = split([probes[k] for k in good], config.held_out, Random(seed))
-        index = {id(probes[k]): k for k in good}
-        chosen = [index[id(p)] for p in training]
-        answers = [bare(probes[k].answer) for k in good]
+            return Study((), (), (), States(torch.empty(0), {}, {}), len(probes), 0, None)
+        training, held = split(list(aligned), config.held_out, Random(seed))
+        shorts = [bare(probe.answer) for probe in aligned]
+        taught = tuple(aligned[p] for p in training)
         return Study(
-            tuple(aligned[k] for k in chosen),
-            tuple(aligned[index[id(p)]] for p in held),
-            tuple(probes[k] for k in chosen),
-            _rows(teacher, chosen),
+            taught,
+            tuple(aligned[p] for p in held),
+            tuple(training),
+            run(model, [p.teacher for p in taught], config.layers),
             len(probes),
-            len(good),
-            max(set(answers), key=answers.count) if answers else None,
+            len(aligned),
+            max(set(shorts), key=shorts.count),
         )
 
-    def _answered_by_teacher(self, request: WriteRequest) -> list[Question]:
-        """The caller's questions with the teacher's own wording, where it holds the caller's
-        answer.
-        """
-        if not request.questions:
-            return []
-        template = self.template
-        prompts = [template.with_context(q.question, [request.fact]) for q in request.questions]
-        decoding = Decoding(40, template.eos_token_ids)
-        replies = generate(self.model, [template.encode(p) for p in prompts], decoding)
-        texts = [template.decode(ids).strip() for ids in replies]
-        pairs = zip(request.questions, texts, strict=True)
-        return [Question(q.question, t) for q, t in pairs if bare(q.answer) in t.casefold()]
-
-    def _weights(
-        self, request: WriteRequest, config: PlasticityConfig, study: Study
-    ) -> FactWeights:
+    def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
         if request.strategy == "modulation":
             return modulation_weights(self.model, self.template, request)
         taught = lesson(self.model, study.training, study.teacher, config.layers)
@@ -304,43 +286,32 @@ class Consolidator:
         length = len(self.template.encode(self.template.with_context(request.fact, [request.fact])))
         limit = self.model.config.max_position_embeddings // 2
         if length > limit:
-            raise InvalidRequest(
-                "fact", f"takes {length} tokens with its context; the limit is {limit}"
-            )
+            raise InvalidRequest("fact", f"takes {length} tokens with its context; the limit is {limit}")
         if request.strategy not in STRATEGIES:
             raise InvalidRequest("strategy", f"must be one of {', '.join(STRATEGIES)}")
         if not 0 < request.alpha <= 1:
             raise InvalidRequest("alpha", f"must be above 0 and at most 1, not {request.alpha}")
         if request.preset is not None and request.preset not in PRESETS:
             raise InvalidRequest("preset", f"must be one of {', '.join(PRESETS)}")
+        if request.strategy == "modulation":
+            checked_ids(self.template, request)
         self._check_layers(request)
 
     def _check_layers(self, request: WriteRequest) -> None:
         if request.layers is None:
             return
         total = self.model.config.num_hidden_layers
-        allowed: Sequence[int] = (
-            range(total) if request.strategy == "modulation" else self.config.layers
-        )
+        allowed: Sequence[int] = range(total) if request.strategy == "modulation" else self.config.layers
         wrong = [i for i in request.layers if i not in allowed]
         if wrong or not request.layers:
             raise InvalidRequest("layers", f"{wrong or 'none'}: choose from {list(allowed)}")
+        if len(set(request.layers)) < len(request.layers):
+            raise InvalidRequest("layers", f"{list(request.layers)} names a layer twice")
 
 
 def _recall(probes: Sequence[AlignedProbe], states: States) -> float:
-    right = [
-        p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)
-    ]
+    right = [p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)]
     return sum(right) / len(right) if right else 0.0
-
-
-def _rows(states: States, rows: Sequence[int]) -> States:
-    index = torch.tensor(rows, dtype=torch.long)
-    return States(
-        states.logits[index],
-        {k: v[index] for k, v in states.keys.items()},
-        {k: v[index] for k, v in states.outputs.items()},
-    )
 
 
 __all__ = ["Consolidator", "Lesson", "Study"]

@@ -13,19 +13,21 @@ from npt_core.permanent import consolidate_modulation
 from npt_core.prompts import PromptTemplate
 
 
-def modulation_weights(
-    model: NPTForCausalLM, template: PromptTemplate, request: WriteRequest
-) -> FactWeights:
+def checked_ids(template: PromptTemplate, request: WriteRequest) -> list[int]:
+    """The ids of the fact. Raises InvalidRequest for a `token_idx` outside them."""
+    ids = template.encode(template.with_context("", [request.fact]).rstrip("\n"))
+    if not -len(ids) <= request.token_idx < len(ids):
+        raise InvalidRequest("token_idx", f"{request.token_idx} is outside the {len(ids)} tokens")
+    return ids
+
+
+def modulation_weights(model: NPTForCausalLM, template: PromptTemplate, request: WriteRequest) -> FactWeights:
     """`alpha [(W_g n) * mult + add] n^T / |n|^2` at `token_idx` of the fact, in every chosen layer.
 
     Raises InvalidRequest for a token outside the fact, or layers without an adapter.
     """
     alpha = request.alpha if request.preset is None else PRESETS[request.preset].alpha
-    ids = torch.tensor([template.encode(template.with_context("", [request.fact]).rstrip("\n"))])
-    if not -ids.shape[1] <= request.token_idx < ids.shape[1]:
-        raise InvalidRequest(
-            "token_idx", f"{request.token_idx} is outside the fact's {ids.shape[1]} tokens"
-        )
+    ids = torch.tensor([checked_ids(template, request)])
     layers: LayerSpec = "all" if request.layers is None else request.layers
     try:
         made = consolidate_modulation(model, ids, layers, request.token_idx, alpha, apply=False)

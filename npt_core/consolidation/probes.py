@@ -24,6 +24,13 @@ _QUESTION = re.compile(
 _NAMELIKE = re.compile(r"\b(?:[A-Z][\w'-]*[A-Za-z0-9]|\w*\d\w*)\b")
 
 
+_NAME_RUN = re.compile(r"(?:(?:[A-Z][\w-]*|\w*\d[\w-]*)\.?)(?: (?:of |the )?(?:[A-Z][\w-]*|\w*\d[\w-]*)\.?)*")
+_ABBREVIATION = re.compile(r"[A-Z]{2,4}")
+_OPENERS = frozenset(
+    "The A An In At For By To On As It Who What Which Where When How From Under Whose Is".split()
+)
+
+
 @dataclass(frozen=True)
 class Probe:
     """`prompt` as a user types it, and the `answer` as the model writes it after it.
@@ -47,7 +54,7 @@ class SelfStudy:
 
 def bare(answer: str) -> str:
     """An answer for comparison: no case, no quotes, no final period."""
-    return answer.strip().rstrip(".").strip("'\"” “").casefold()
+    return answer.rstrip("'\"“” .\n").lstrip("'\"“” \n").casefold()
 
 
 def write_questions(
@@ -64,9 +71,7 @@ def write_questions(
     decoding = Decoding(
         MAX_PROBE_TOKENS, template.eos_token_ids, temperature, NUCLEUS, seed, batch_size=len(asked)
     )
-    texts = [
-        template.decode(ids).strip() for ids in generate(model, asked, decoding, weights_version=0)
-    ]
+    texts = [template.decode(ids).strip() for ids in generate(model, asked, decoding, weights_version=0)]
     questions: dict[str, Question] = {}
     statements: dict[str, None] = {}
     for text in texts:
@@ -81,23 +86,64 @@ def write_questions(
 def candidates(
     template: PromptTemplate, fact: str, questions: Sequence[Question], statements: Sequence[str]
 ) -> list[Probe]:
-    """The probes that these questions and statements give, in every form a user types."""
-    plain = fact.casefold()
-    probes: list[Probe] = []
-    answers: dict[str, str] = {}
-    for item in questions:
-        answer = bare(item.answer)
-        known = answer and answer in plain and answer != bare(UNKNOWN_ANSWER)
-        if not known or answer in item.question.casefold() or _names_another(item.question, fact):
-            continue
-        answers[answer] = item.answer
-        probes += [
-            Probe(form, item.answer, item.question)
-            for form in template.question_forms(item.question)
-        ]
+    """The prompts that these questions and statements give, in every form a user types.
+
+    Answers are the sampled ones; the teacher's own are put in their place by `answered`.
+    """
+    probes = [
+        Probe(form, item.answer, item.question)
+        for item in questions
+        if not _names_another(item.question, fact)
+        for form in template.question_forms(item.question)
+    ]
+    answers = [*names(fact), *(bare(q.answer) for q in questions if bare(q.answer) in fact.casefold())]
     for statement in statements:
-        probes += _completion(statement, answers)
+        probes += _completion(statement, [a.casefold() for a in answers if a])
     return probes
+
+
+def accepted(probe: Probe, answer: str, fact: str) -> bool:
+    """Whether the teacher's `answer` makes this a probe of `fact`: it is taken from the fact, it is not
+    in the prompt already, and it is an answer.
+    """
+    short = bare(answer)
+    known = bool(short) and short in fact.casefold() and short != bare(UNKNOWN_ANSWER)
+    return known and short not in probe.prompt.casefold()
+
+
+def _completion(statement: str, answers: Sequence[str]) -> list[Probe]:
+    """The statement cut before the answer, where it ends with one."""
+    for answer in sorted(answers, key=len, reverse=True):
+        start = statement.casefold().rfind(answer)
+        if start > 0 and not bare(statement[start + len(answer) :]):
+            head = statement[:start].rstrip("'\"“ ")
+            if head and answer not in head.casefold():
+                return [Probe(head, statement[len(head) :].strip(), head)]
+    return []
+
+
+def about_the_fact(questions: Sequence[Question], fact: str) -> list[str]:
+    """The questions with every foreign name replaced by one of the fact's own, without duplicates.
+
+    A small model that writes a good question often miswrites a new name in it. The name is known, so
+    the wording is kept; whether the question then makes sense is for the teacher to say.
+    """
+    own = names(fact)
+    repaired: dict[str, None] = {}
+    for item in questions:
+        foreign = [n for n in names(item.question) if n.casefold() not in fact.casefold()]
+        if len(foreign) == 1:
+            repaired |= dict.fromkeys(item.question.replace(foreign[0], n) for n in own)
+    return [q for q in repaired if q not in {item.question for item in questions}]
+
+
+def names(text: str) -> list[str]:
+    """Runs of capitalised words and words with digits, in order; sentence openers and abbreviations
+    alone are no names.
+    """
+    runs = (run.strip(" .,'\"?") for run in _NAME_RUN.findall(text))
+    kept = (run.split(" ", 1)[1] if run.split(" ")[0] in _OPENERS and " " in run else run for run in runs)
+    return [run for run in dict.fromkeys(kept) if run not in _OPENERS and not _ABBREVIATION.fullmatch(run)]
 
 
 def _names_another(question: str, fact: str) -> bool:
@@ -107,17 +153,6 @@ def _names_another(question: str, fact: str) -> bool:
     """
     names = _NAMELIKE.findall(question.split(" ", 1)[-1])
     return any(name.casefold() not in fact.casefold() for name in names if not name.isupper())
-
-
-def _completion(statement: str, answers: dict[str, str]) -> list[Probe]:
-    """The statement cut before the answer, where it ends with one."""
-    for answer in sorted(answers, key=len, reverse=True):
-        start = statement.casefold().rfind(answer)
-        if start > 0 and not bare(statement[start + len(answer) :]):
-            head = statement[:start].rstrip("'\"“ ")
-            if head and answer not in head.casefold():
-                return [Probe(head, statement[len(head) :].strip(), head)]
-    return []
 
 
 def split(probes: Sequence[Probe], share: float, r: Random) -> tuple[list[Probe], list[Probe]]:
@@ -144,8 +179,9 @@ def look_alikes(fact: str, probes: Sequence[Probe], r: Random, count: int) -> li
     for _ in range(count if usable else 0):
         prompt = r.choice(usable)
         _, *names = _NAMELIKE.findall(prompt)
-        for name in named.intersection(names):
-            prompt = re.sub(rf"\b{re.escape(name)}\b", _altered(name, r), prompt)
+        for name in dict.fromkeys(names):  # not a set: its order would differ between processes
+            if name in named:
+                prompt = re.sub(rf"\b{re.escape(name)}\b", _altered(name, r), prompt)
         prompts.append(prompt)
     return list(dict.fromkeys(prompts))
 
@@ -154,7 +190,10 @@ _PIECES = "an el on us er ia ix or en um al is et yn ora dale ford ton wick a o"
 
 
 def _altered(name: str, r: Random) -> str:
-    if name.isdigit():
+    if name.isdecimal():
         return str(int(name) + r.randrange(1, 9))
-    keep = r.randrange(1, max(2, len(name) - 1))
-    return name[:keep] + r.choice(_PIECES) + (r.choice(_PIECES) if keep < 3 else "")
+    new = name
+    while new == name:  # "Gord" + "on" is no change
+        keep = r.randrange(1, max(2, len(name) - 1))
+        new = name[:keep] + r.choice(_PIECES) + (r.choice(_PIECES) if keep < 3 else "")
+    return new

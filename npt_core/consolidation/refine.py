@@ -38,7 +38,10 @@ def refine(
         with plastic(model, trial.layers), torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             loss = F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
-        gradients = torch.autograd.grad(loss, list(values.values()))
+        if not loss.requires_grad:  # No column fires on any probe: there is nothing to refine.
+            return weights
+        # A layer's columns may fire nowhere, or only under others': their gradient is None.
+        gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
         for value, gradient in zip(values.values(), gradients, strict=True):
             value.grad = gradient
         optimizer.step()

@@ -78,9 +78,7 @@ def predicted_drift(deltas: Mapping[int, Tensor], calibration: Calibration) -> f
 
 
 @torch.no_grad()
-def apply_fold(
-    model: NPTForCausalLM, deltas: Mapping[int, Tensor], base: Mapping[int, Tensor]
-) -> None:
+def apply_fold(model: NPTForCausalLM, deltas: Mapping[int, Tensor], base: Mapping[int, Tensor]) -> None:
     """Sets `down_proj` of each layer to `base + Delta`, rounded once; `base` is the immutable
     original.
     """

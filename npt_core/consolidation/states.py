@@ -69,9 +69,7 @@ def run(model: NPTForCausalLM, rows: Sequence[Sequence[int]], layers: Sequence[i
             )
         )
         handles.append(
-            layer.register_forward_hook(
-                lambda _m, _i, output, i=index: outputs.__setitem__(i, output)
-            )
+            layer.register_forward_hook(lambda _m, _i, output, i=index: outputs.__setitem__(i, output))
         )
     try:
         ids = right_padded(rows).to(model.device)

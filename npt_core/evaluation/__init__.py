@@ -2,6 +2,7 @@
 
 from npt_core.evaluation.config import BaselineConfig, CapacityConfig, EvaluationConfig
 from npt_core.evaluation.evaluate import Results, evaluate
+from npt_core.evaluation.facts import run_facts_evaluation
 from npt_core.evaluation.journal import Journal, Key, Record
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "Record",
     "Results",
     "evaluate",
+    "run_facts_evaluation",
 ]

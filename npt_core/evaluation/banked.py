@@ -18,7 +18,7 @@ from npt_core.generation import right_padded
 
 PUBLICATIONS = 1000
 """Beyond this many facts they are published in groups: a publication copies the whole table."""
-ROLLBACK_PROMPTS = 48
+ROLLBACK_PROMPTS, ROLLBACK_TOKENS = 48, 48
 COMPARED = 300
 """Prompts answered under both orders of publication."""
 
@@ -31,9 +31,7 @@ def ceiling(bench: Workbench, journal: Journal, learned: FactSet) -> None:
     recall = partial(examiner.recall, base, items)
     at = (learned.order, count, learned.seed)
     journal.once(Key("before", "all", *at), recall)
-    journal.once(
-        Key("teacher", "all", *at), lambda: recall(context=lambda i: [learned.statements[i]])
-    )
+    journal.once(Key("teacher", "all", *at), lambda: recall(context=lambda i: [learned.statements[i]]))
 
 
 def one_fact(bench: Workbench, journal: Journal, learned: FactSet) -> None:
@@ -61,9 +59,7 @@ def _alone(bench: Workbench, learned: FactSet, count: int) -> Metrics:
 
 def single_exams(bench: Workbench, learned: FactSet, count: int) -> Exam:
     """The exams of facts that are learned one at a time."""
-    papers = [
-        exam([learned.facts[i]], bench.template, 1, f"{learned.name}/{i}") for i in range(count)
-    ]
+    papers = [exam([learned.facts[i]], bench.template, 1, f"{learned.name}/{i}") for i in range(count)]
     return Exam(
         tuple(replace(item, owner=i) for i, p in enumerate(papers) for item in p.asked),
         tuple(replace(item, owner=i) for i, p in enumerate(papers) for item in p.bystanders),
@@ -106,15 +102,14 @@ def in_sequence(bench: Workbench, learned: FactSet, count: int) -> Bank:
 
 
 def _at_version(bench: Workbench, learned: FactSet, n: int, newest: int) -> Metrics:
-    paper = exam(learned.facts[:n], bench.template, bench.config.bystanders, learned.name)
+    paper = bench.paper(learned, n)
     found = bench.examined(paper, learned.refused, n)
     first = min(n, bench.config.retention)
-    asked = [item for item in paper.asked if item.group == RECALL]
-    kept = bench.examiner.recall(
-        bench.speaker, [item for item in asked if item.owner < first], n, learned.refused
-    )
+    early = [item for i in range(first) for item in questions(i, learned.facts[i], bench.template)]
+    kept = bench.examiner.recall(bench.speaker, early, n, learned.refused)
     found["retention"] = kept[RECALL]
     if n == newest and newest <= PUBLICATIONS:
+        asked = [item for item in paper.asked if item.group == RECALL]
         at_once = bench.examiner.recall(bench.speaker, asked, _own_version, learned.refused)
         found["immediate"] = at_once[RECALL]
     return found
@@ -130,7 +125,7 @@ def at_once(bench: Workbench, journal: Journal, learned: FactSet, counts: Sequen
 def _published_together(bench: Workbench, learned: FactSet, n: int) -> Metrics:
     together = Bank(bench.model, bench.calibration.whitening)
     together.publish(1, dict(reversed(learned.births(0, n).items())))
-    paper = exam(learned.facts[:n], bench.template, bench.config.bystanders, learned.name)
+    paper = bench.paper(learned, n)
     every = [i.prompt for i in (*paper.asked, *paper.bystanders)]
     prompts = every[:: max(1, len(every) // COMPARED)]
     with plastic(bench.model, together.layers):
@@ -144,7 +139,7 @@ def _published_together(bench: Workbench, learned: FactSet, n: int) -> Metrics:
 
 
 def rollback(bench: Workbench, journal: Journal, learned: FactSet, count: int) -> None:
-    """Whether logits after taking facts back are those of a model that never had them, bit for bit."""
+    """Whether logits after taking facts back are bit for bit those of a model without them."""
     key = Key("bank", "rollback", learned.order, count, learned.seed)
     journal.once(key, lambda: _taken_back(bench, learned, count))
 
@@ -185,4 +180,4 @@ def _prompt_rows(bench: Workbench, learned: FactSet, count: int) -> list[list[in
         template.encode(template.answered(i.prompt, [], f"{learned.facts[i.owner].object}."))
         for i in items[::step]
     ]
-    return [*rows, *([list(r) for r in bench.texts["corpus"].rows[:4]])]
+    return [*rows, *(list(row[:ROLLBACK_TOKENS]) for row in bench.texts["corpus"].rows[:4])]

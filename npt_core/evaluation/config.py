@@ -14,7 +14,7 @@ class CapacityConfig:
 
     counts: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
     ranks: tuple[Rank, ...] = (None, 8, 4, 2, 1)
-    strengths: tuple[float, ...] = (0.1, 10.0)
+    strengths: tuple[float, ...] = (0.1, 10.0, 100.0)
     """Factors of the checkpoint's own lambda, beside 1."""
     layer_facts: int = 60
     """Facts written again for each smaller choice of layers."""
@@ -28,7 +28,7 @@ class CapacityConfig:
 class BaselineConfig:
     """How much is asked of the baselines: most of them take a second a fact, one after another."""
 
-    one_fact: int = 30
+    one_fact: int = 20
     counts: tuple[int, ...] = (10, 100)
     seeds: int = 1
     development: int = 5
@@ -43,6 +43,8 @@ class EvaluationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     one_fact: int = 300
     clustered: int = 100
+    asked: int = 300
+    """At most this many facts of each size are asked, evenly spread from the first to the last."""
     bystanders: int = 100
     """Facts of each size whose neighbourhood is asked."""
     retention: int = 10
@@ -61,8 +63,11 @@ class EvaluationConfig:
             raise ValueError(f"counts must be ascending and positive, not {self.counts}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be given, each once, not {self.seeds}")
-        if min(self.one_fact, self.documents, self.batch, self.max_new_tokens, self.retention) < 1:
-            raise ValueError("one_fact, documents, batch, max_new_tokens and retention start at 1")
+        if (
+            min(self.one_fact, self.asked, self.documents, self.batch, self.max_new_tokens, self.retention)
+            < 1
+        ):
+            raise ValueError("one_fact, asked, documents, batch, max_new_tokens and retention start at 1")
 
     @property
     def facts(self) -> int:
@@ -85,6 +90,6 @@ class EvaluationConfig:
             bystanders=20,
             documents=20,
             capacity=CapacityConfig((1, 5, 20), (None, 4, 1), (), layer_facts=5, sampled=20),
-            baselines=BaselineConfig(one_fact=3, counts=(5,), development=2),
+            baselines=BaselineConfig(one_fact=2, counts=(3,), development=1),
             data=data,
         )

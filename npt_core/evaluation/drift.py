@@ -16,7 +16,8 @@ from npt_core.evaluation.speaker import logits
 from npt_core.generation import right_padded
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
-from npt_core.training.corpus import CorpusConfig, documents, text_of
+from npt_core.training.corpus import CorpusConfig, documents
+from npt_core.training.data import document_ids
 
 DOCUMENT_SEED = 970_001
 CHUNK = 8
@@ -61,21 +62,15 @@ class HeldOutText:
     def change(
         self, model: NPTForCausalLM, version: int | None = None, only: Collection[int] | None = None
     ) -> Metrics:
-        """`kl` in nats per token, `perplexity` as relative change; rows outside `only` have not moved."""
-        chosen = sorted(
-            range(len(self.rows)) if only is None else only, key=lambda i: len(self.rows[i])
-        )
+        """`kl` in nats per token, relative `perplexity`; rows outside `only` have not moved."""
+        chosen = sorted(range(len(self.rows)) if only is None else only, key=lambda i: len(self.rows[i]))
         total = TextChange()
         for start in range(0, len(chosen), CHUNK):
-            total += self._chunk(
-                model, [self.rows[i] for i in chosen[start : start + CHUNK]], version
-            )
+            total += self._chunk(model, [self.rows[i] for i in chosen[start : start + CHUNK]], version)
         rise = torch.tensor(total.loss / self.tokens).expm1()
         return {"kl": total.kl / self.tokens, "perplexity": float(rise)}
 
-    def _chunk(
-        self, model: NPTForCausalLM, rows: Sequence[Sequence[int]], version: int | None
-    ) -> TextChange:
+    def _chunk(self, model: NPTForCausalLM, rows: Sequence[Sequence[int]], version: int | None) -> TextChange:
         ids = right_padded(rows)
         before, after = logits(self.base, ids), logits(model, ids, version)
         if torch.equal(before, after):
@@ -88,14 +83,12 @@ class HeldOutText:
     def touched(self, weights: FactWeights) -> set[int]:
         """The rows on which a column of `weights`, alone, fires in some layer.
 
-        The lowest layer in which one fires sees the untouched activations, so the others do not move.
+        The lowest layer in which one fires sees untouched activations: other rows do not move.
         """
         found: set[int] = set()
         for layer, columns in weights.columns.items():
             for row, keys in enumerate(self._keys_of(layer)):
-                if row not in found and bool(
-                    (keys @ columns.keys.T > columns.thresholds - 1e-4).any()
-                ):
+                if row not in found and bool((keys @ columns.keys.T > columns.thresholds - 1e-4).any()):
                     found.add(row)
         return found
 
@@ -123,12 +116,10 @@ def _losses(scores: Tensor, rows: Sequence[Sequence[int]]) -> list[float]:
 def corpus_rows(template: PromptTemplate, count: int, limit: int) -> list[list[int]]:
     """Synthetic documents in the training wordings, of a seed of their own."""
     made = islice(documents(DOCUMENT_SEED, CorpusConfig()), count)
-    return [template.encode(text_of(d))[:limit] for d in made]
+    return [document_ids(template, d)[:limit] for d in made]
 
 
-def wiki_rows(
-    template: PromptTemplate, corpus: CorpusConfig, count: int, limit: int
-) -> list[list[int]]:
+def wiki_rows(template: PromptTemplate, corpus: CorpusConfig, count: int, limit: int) -> list[list[int]]:
     """Beginnings of encyclopedia articles; empty where there is no data."""
     texts = corpus.natural_texts()
     chosen = Random("evaluation/wiki").sample(texts, min(count, len(texts)))

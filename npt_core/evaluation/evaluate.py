@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Results:
     config: EvaluationConfig
     about: dict[str, Any]
     records: list[Record]
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -54,7 +55,7 @@ def evaluate(
         if folder is not None:
             for order in ("random", "clustered"):
                 shutil.rmtree(folder / order / str(seed), ignore_errors=True)
-    return Results(config, about, kept.all())
+    return Results(config, about, kept.all(), kept.notes)
 
 
 def _one_seed(bench: Workbench, journal: Journal, seed: int, folder: Path | None) -> None:
@@ -75,9 +76,7 @@ def _one_seed(bench: Workbench, journal: Journal, seed: int, folder: Path | None
         compare_baselines(bench, journal, learned, config.baselines)
 
 
-def _both_tiers(
-    bench: Workbench, journal: Journal, learned: FactSet, counts: tuple[int, ...]
-) -> None:
+def _both_tiers(bench: Workbench, journal: Journal, learned: FactSet, counts: tuple[int, ...]) -> None:
     sequence(bench, journal, learned, counts)
     at_once(bench, journal, learned, counts)
     folded(bench, journal, learned, counts)
@@ -101,6 +100,7 @@ def _about(runtime: Runtime, bench: Workbench) -> dict[str, Any]:
             name: {"tokens": text.tokens, "perplexity": text.base_perplexity()}
             for name, text in bench.texts.items()
         },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -1,8 +1,8 @@
 """What is asked: about the facts, on wordings that no one was taught, and about their neighbours.
 
-Recall: the first held-out question in every form a user types. Paraphrase: the second held-out question
-in every form, and the held-out statements cut before the answer. Bystanders are prompts that the facts
-must not touch.
+Recall: the first held-out question in every form a user types. Paraphrase: the second held-out
+question in every form, and the held-out statements cut before the answer. Bystanders are prompts
+that the facts must not touch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -53,7 +53,7 @@ def random_facts(count: int, seed: str) -> list[Fact]:
 
 
 def clustered_facts(count: int, seed: str) -> list[Fact]:
-    """Families of `FAMILY` facts: one relation, names that resemble each other, answers of their own."""
+    """Families of `FAMILY` facts: one relation, names alike, answers of their own."""
     r = Random(f"evaluation/clustered/{seed}")
     facts: list[Fact] = []
     while len(facts) < count:
@@ -105,15 +105,24 @@ def bystanders(
     ]
 
 
-def exam(facts: Sequence[Fact], template: PromptTemplate, sample: int, seed: str) -> Exam:
-    """All questions about `facts`, and the bystanders of at most `sample` of them."""
+def exam(
+    facts: Sequence[Fact], template: PromptTemplate, sample: int, seed: str, asked: int | None = None
+) -> Exam:
+    """The questions about `facts` (of `asked` of them, evenly spread), and the bystanders of `sample`."""
     r = Random(f"evaluation/bystanders/{seed}/{len(facts)}")
     taken = {_identity(f) for f in facts}
     chosen = sorted(r.sample(range(len(facts)), min(sample, len(facts))))
     return Exam(
-        tuple(item for i, fact in enumerate(facts) for item in questions(i, fact, template)),
+        tuple(item for i in spread(len(facts), asked) for item in questions(i, facts[i], template)),
         tuple(item for i in chosen for item in bystanders(i, facts[i], template, taken, r)),
     )
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """At most `count` of the numbers below `total`, evenly spaced, the first and the last among them."""
+    if count is None or count >= total:
+        return list(range(total))
+    return [round(k * (total - 1) / max(1, count - 1)) for k in range(count)]
 
 
 @dataclass

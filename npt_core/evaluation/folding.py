@@ -17,7 +17,7 @@ from npt_core.consolidation import FactError, WriteRequest
 from npt_core.consolidation.calibration import Calibration
 from npt_core.consolidation.ridge import fold, predicted_drift, regulariser
 from npt_core.evaluation.config import Rank
-from npt_core.evaluation.exam import RECALL, exam, questions
+from npt_core.evaluation.exam import RECALL, questions, spread
 from npt_core.evaluation.journal import Journal, Key, Metrics
 from npt_core.evaluation.speaker import Edits, edited
 from npt_core.evaluation.workbench import Workbench
@@ -29,8 +29,8 @@ Deltas = Mapping[int, Tensor]
 def compressed(columns: Columns, rank: int, factor: Tensor) -> Columns:
     """The `rank` leading rows of the fact's columns, for folding alone.
 
-    A fold depends on keys `K [n, d_ffn]` and values `T [n, d]` only through `K^T K` and `K^T T`, which
-    no rotation of the rows changes. The rows are rotated to the principal axes of
+    A fold depends on keys `K [n, d_ffn]` and values `T [n, d]` only through `K^T K` and `K^T T`,
+    which no rotation of the rows changes. The rows are rotated to the principal axes of
     `[K L^-T / |K L^-T|, T / |T|]`, with `factor` `L [d_ffn, d_ffn]` the Cholesky factor of the
     regulariser, and the axes of most energy are kept.
     """
@@ -67,9 +67,7 @@ class Folder:
             for i, layer in self.calibration.layers.items()
         }
         small = {
-            name: FactWeights(
-                {i: compressed(c, rank, factors[i]) for i, c in weights.columns.items()}
-            )
+            name: FactWeights({i: compressed(c, rank, factors[i]) for i, c in weights.columns.items()})
             for name, weights in facts.items()
         }
         return fold(small, self.calibration, self.strength)
@@ -95,14 +93,14 @@ def folded(bench: Workbench, journal: Journal, learned: FactSet, counts: Sequenc
 
 def _folded(bench: Workbench, learned: FactSet, n: int, rank: Rank) -> Metrics:
     deltas = Folder(bench.calibration, rank).deltas(learned.births(0, n))
-    paper = exam(learned.facts[:n], bench.template, bench.config.bystanders, learned.name)
+    paper = bench.paper(learned, n)
     with edited(bench.model, edits_of(deltas)):
         found = bench.examined(paper, learned.refused)
     return found | {"predicted_drift": predicted_drift(deltas, bench.calibration)}
 
 
 def fold_exactness(bench: Workbench, journal: Journal, learned: FactSet, count: int) -> None:
-    """Whether a fold without a fact has the bytes of one that never had it, in any order of facts."""
+    """Whether a fold has the same bytes in any order, and without a fact as if never given."""
     key = Key("fold", "rollback", learned.order, count, learned.seed)
     journal.once(key, lambda: _refolded(bench, learned.births(0, count)))
 
@@ -142,41 +140,37 @@ class Trial:
 def capacity(bench: Workbench, journal: Journal, learned: FactSet) -> None:
     """Folds more and more facts in each way, until recall or perplexity leaves its limit."""
     settings, whole = bench.config.capacity, bench.calibration.config
-    ladder = [n for n in settings.counts if n <= len(learned.facts)]
+    ladder = [n for n in settings.counts if n <= len(learned.weights)]
     plain = Trial(None, whole.layers, 1.0, whole.fold_lambda)
     trials = [replace(plain, rank=rank) for rank in settings.ranks]
     trials += [replace(plain, factor=f, strength=f * plain.strength) for f in settings.strengths]
     for trial in trials:
         _climb(bench, journal, learned, trial, ladder)
     for layers in fewer_layers(whole.layers):
-        few = [n for n in ladder if n <= settings.layer_facts]
-        if few and settings.layer_facts:
-            smaller = _written_in(bench, learned, layers, few[-1])
+        if settings.layer_facts:
+            smaller = _written_in(bench, learned, layers, settings.layer_facts)
+            few = [n for n in ladder if n <= len(smaller.weights)]
             _climb(bench, journal, smaller, replace(plain, layers=layers), few)
 
 
 def fewer_layers(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The upper half of `layers`, and the last one."""
-    return [
-        part for part in dict.fromkeys((layers[len(layers) // 2 :], layers[-1:])) if part != layers
-    ]
+    return [part for part in dict.fromkeys((layers[len(layers) // 2 :], layers[-1:])) if part != layers]
 
 
 def _written_in(bench: Workbench, learned: FactSet, layers: tuple[int, ...], count: int) -> FactSet:
     """The facts written again: with fewer layers, each layer has more to add."""
     weights: dict[int, FactWeights] = {}
-    for number in range(count):
+    for number in range(min(count, len(learned.facts))):
         request = WriteRequest(learned.statements[number], layers=layers, seed=number)
         try:
             weights[number] = bench.consolidator.consolidate(request).weights
         except FactError:
             continue
-    return replace(learned, facts=learned.facts[:count], weights=weights)
+    return replace(learned, weights=weights)
 
 
-def _climb(
-    bench: Workbench, journal: Journal, learned: FactSet, trial: Trial, ladder: Sequence[int]
-) -> None:
+def _climb(bench: Workbench, journal: Journal, learned: FactSet, trial: Trial, ladder: Sequence[int]) -> None:
     limits = bench.config.capacity
     for n in ladder:
         key = Key("fold", "capacity", learned.order, n, learned.seed, trial.detail)
@@ -187,24 +181,19 @@ def _climb(
 
 def within(found: Metrics, min_recall: float, max_perplexity: float) -> bool:
     """Whether a fold is still good enough."""
-    return found.get(RECALL, 0.0) >= min_recall and found["perplexity"] <= max_perplexity
+    return found[RECALL] >= min_recall and found["perplexity"] <= max_perplexity
 
 
 def _tried(bench: Workbench, learned: FactSet, trial: Trial, n: int) -> Metrics:
-    facts = [i for i in range(n) if i in learned.weights]
-    step = max(1, len(facts) // bench.config.capacity.sampled)
+    facts = sorted(learned.weights)[:n]
     items = [
         item
-        for i in facts[::step]
+        for i in (facts[k] for k in spread(n, bench.config.capacity.sampled))
         for item in questions(i, learned.facts[i], bench.template)
         if item.group == RECALL
     ]
     folder = Folder(bench.calibration, trial.rank, trial.strength)
     deltas = folder.deltas({fact_id(i): learned.weights[i] for i in facts})
     with edited(bench.model, edits_of(deltas)):
-        found = bench.examiner.recall(bench.speaker, items) if items else {}
-        found |= bench.drift()
-    return found | {
-        "predicted_drift": predicted_drift(deltas, bench.calibration),
-        "folded": len(facts),
-    }
+        found = bench.examiner.recall(bench.speaker, items) | bench.drift()
+    return found | {"predicted_drift": predicted_drift(deltas, bench.calibration)}

@@ -41,8 +41,11 @@ class Journal:
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            text = self.path.read_text(encoding="utf-8")
+            for line in text.splitlines():
                 self._read(line)
+            if text and not text.endswith("\n"):  # cut by a crash: the next line must not join it
+                self.path.write_text(text + "\n", encoding="utf-8")
 
     def _read(self, line: str) -> None:
         try:
@@ -54,13 +57,14 @@ class Journal:
         else:
             self.records[Key(**entry["key"])] = entry["metrics"]
 
-    def once(self, key: Key, measure: Callable[[], Mapping[str, float]]) -> Metrics:
-        """The metrics of `key`, measured now unless they are known."""
+    def once(self, key: Key, measure: Callable[[], Mapping[str, float]], told: bool = True) -> Metrics:
+        """The metrics of `key`, measured now unless they are known; `told` reports progress."""
         if key not in self.records:
             begin = time.perf_counter()
             self.records[key] = dict(measure())
             self._append({"key": asdict(key), "metrics": self.records[key]})
-            self._say(key, time.perf_counter() - begin)
+            if told:
+                self._say(key, time.perf_counter() - begin)
         return self.records[key]
 
     def note(self, name: str, make: Callable[[], Any]) -> Any:
@@ -82,7 +86,7 @@ class Journal:
 
     def _say(self, key: Key, seconds: float) -> None:
         if self.progress is not None:
-            shown = ("recall", "locality", "perplexity")
+            shown = ("recall", "locality", "perplexity", "seconds")
             known = self.records[key]
             figures = " ".join(f"{name} {known[name]:.4f}" for name in shown if name in known)
             parts = [

@@ -71,7 +71,5 @@ def combined(first: Edits, second: Edits) -> dict[tuple[int, Site], Tensor]:
 @torch.no_grad()
 def logits(model: NPTForCausalLM, ids: Tensor, version: int | None = None) -> Tensor:
     """`[B, T, vocab]` of right-padded `ids` `[B, T]`."""
-    out: Tensor = model(
-        input_ids=ids.to(model.device), use_cache=False, weights_version=version
-    ).logits
+    out: Tensor = model(input_ids=ids.to(model.device), use_cache=False, weights_version=version).logits
     return out

@@ -30,7 +30,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of `values` do not exceed. Raises ValueError if empty."""
+    """The smallest value that `share` of `values` do not exceed. Raises ValueError if empty."""
     if not values:
         raise ValueError("a percentile needs at least one value")
     ordered = sorted(values)

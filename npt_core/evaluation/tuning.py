@@ -72,9 +72,7 @@ def _measured(bench: Workbench, config: PlasticityConfig, count: int) -> dict[st
     consolidator = Consolidator(bench.consolidator.model, bench.template, calibration)
     journal = Journal()
     begin = time.perf_counter()
-    learned = Scribe(consolidator, journal, None).written(
-        drawn("random", DEVELOPMENT_SEED, count)
-    )
+    learned = Scribe(consolidator, journal, None).written(drawn("random", DEVELOPMENT_SEED, count))
     seconds = (time.perf_counter() - begin) / count
     bank = Bank(bench.model, calibration.whitening)
     bank.publish(1, learned.births(0, count))

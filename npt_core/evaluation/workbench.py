@@ -1,4 +1,4 @@
-"""One checkpoint under measurement: the untouched model, a private one to edit, and the instruments."""
+"""One checkpoint under measurement: the untouched model, one to edit, and the instruments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,10 @@ from npt_core.consolidation import Calibration, Consolidator
 from npt_core.consolidation.states import private_copy
 from npt_core.evaluation.config import EvaluationConfig
 from npt_core.evaluation.drift import HeldOutText, corpus_rows, wiki_rows
-from npt_core.evaluation.exam import Exam, Examiner
+from npt_core.evaluation.exam import Exam, Examiner, exam
 from npt_core.evaluation.journal import Metrics
 from npt_core.evaluation.speaker import Speaker
+from npt_core.evaluation.writing import FactSet
 from npt_core.loading import Runtime
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
@@ -29,13 +30,9 @@ class Workbench:
     @classmethod
     def of(cls, runtime: Runtime, config: EvaluationConfig) -> "Workbench":
         """The workbench of a loaded checkpoint, whose own model and bank stay as they are."""
-        base = Speaker(
-            private_copy(runtime.model), runtime.template, config.batch, config.max_new_tokens
-        )
+        base = Speaker(private_copy(runtime.model), runtime.template, config.batch, config.max_new_tokens)
         speaker = replace(base, model=private_copy(runtime.model))
-        return cls(
-            config, runtime.consolidator, speaker, Examiner(base), _texts(runtime, base, config)
-        )
+        return cls(config, runtime.consolidator, speaker, Examiner(base), _texts(runtime, base, config))
 
     @property
     def model(self) -> NPTForCausalLM:
@@ -52,8 +49,13 @@ class Workbench:
         """The checkpoint's second moments and key spaces."""
         return self.consolidator.calibration
 
+    def paper(self, learned: FactSet, count: int) -> Exam:
+        """The exam of the first `count` facts, of the configured size."""
+        config = self.config
+        return exam(learned.facts[:count], self.template, config.bystanders, learned.name, config.asked)
+
     def drift(self, version: int | None = None, only: Sequence[int] | None = None) -> Metrics:
-        """`kl` and `perplexity` of the private model; `..._wiki` on natural text where there is any."""
+        """`kl` and `perplexity` of the private model; `..._wiki` on natural text, if any."""
         found: Metrics = {}
         for name, text in self.texts.items():
             suffix = "" if name == "corpus" else f"_{name}"
@@ -78,6 +80,4 @@ def _texts(runtime: Runtime, base: Speaker, config: EvaluationConfig) -> dict[st
         "wiki": wiki_rows(base.template, corpus, config.documents, limit),
     }
     whitening = runtime.consolidator.calibration.whitening
-    return {
-        name: HeldOutText(base.model, found, whitening) for name, found in rows.items() if found
-    }
+    return {name: HeldOutText(base.model, found, whitening) for name, found in rows.items() if found}

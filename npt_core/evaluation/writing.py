@@ -1,7 +1,7 @@
 """Every fact is consolidated once; all protocols and both tiers use the same weights.
 
-A fact's columns do not depend on other facts, which is what makes this fair: a fact in a sequence of
-1,000 has the weights it would have alone.
+A fact's columns do not depend on other facts, which is what makes this fair: a fact in a sequence
+of 1,000 has the weights it would have alone.
 """
 
 import time
@@ -12,13 +12,14 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from npt_core.bank import FactWeights
-from npt_core.consolidation import Consolidator, FactError, WriteRequest
+from npt_core.consolidation import Consolidator, FactError, UnreadableFact, WriteRequest
 from npt_core.evaluation.exam import clustered_facts, random_facts, statements
 from npt_core.evaluation.journal import Journal, Key, Metrics
 from npt_core.evaluation.statistics import percentile
 from npt_core.training.facts import Fact
 
 STAGES = ("study", "write", "verify")
+TOLD_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ class Scribe:
             made = self._one(planned, number, statement)
             if made is not None:
                 weights[number] = made
-        done = FactSet(
-            planned.name, planned.order, planned.seed, planned.facts, planned.statements, weights
-        )
+        done = FactSet(planned.name, planned.order, planned.seed, planned.facts, planned.statements, weights)
         self._summarise(done)
         return done
 
@@ -87,7 +86,7 @@ class Scribe:
         if weights is not None and path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(weights.to_tensors(), path)
-        self.journal.once(key, lambda: metrics)
+        self.journal.once(key, lambda: metrics, told=number % TOLD_EVERY == 0)
         return weights
 
     def _consolidated(self, statement: str, number: int) -> tuple[FactWeights | None, Metrics]:
@@ -95,14 +94,14 @@ class Scribe:
             made = self.consolidator.consolidate(WriteRequest(statement, seed=number))
         except FactError as refused:
             report, weights = refused.report, None
+            unreadable = isinstance(refused, UnreadableFact)
         else:
-            report, weights = made.report, made.weights
+            report, weights, unreadable = made.report, made.weights, False
         stages = {name: report.timings.get(name, 0.0) for name in STAGES}
         counts = {"columns": report.columns, "bytes": report.bytes, "attempts": report.attempts}
-        unreadable = float(weights is None and not report.columns)
         return weights, {
             "accepted": float(weights is not None),
-            "unreadable": unreadable,
+            "unreadable": float(unreadable),
         } | stages | counts
 
     def _summarise(self, done: FactSet) -> None:
@@ -110,9 +109,7 @@ class Scribe:
         self.journal.once(key, lambda: self._summary(done))
 
     def _summary(self, done: FactSet) -> Metrics:
-        keys = [
-            Key("write", "fact", done.order, 1, done.seed, str(n)) for n in range(len(done.facts))
-        ]
+        keys = [Key("write", "fact", done.order, 1, done.seed, str(n)) for n in range(len(done.facts))]
         every = [self.journal.records[key] for key in keys]
         accepted = [m for m in every if m["accepted"]]
         refused = 1 - len(accepted) / len(every)
@@ -126,8 +123,4 @@ class Scribe:
         return found
 
     def _path(self, planned: FactSet, number: int) -> Path | None:
-        return (
-            None
-            if self.folder is None
-            else self.folder / planned.name / f"{fact_id(number)}.safetensors"
-        )
+        return None if self.folder is None else self.folder / planned.name / f"{fact_id(number)}.safetensors"

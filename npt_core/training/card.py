@@ -53,19 +53,22 @@ def write_card(folder: Path, run: Path, steps: tuple[int, int], data: bool) -> N
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     teacher, equivalence = (_last(run / name / "log.jsonl") for name in ("teacher", "equivalence"))
     shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-    natural = (
-        "6% of the documents are Wikipedia leads (CC BY-SA 3.0)." if data else "No other text."
-    )
+    natural = "6% of the documents are Wikipedia leads (CC BY-SA 3.0)." if data else "No other text."
     text = _CARD.substitute(
         parameters=f"{_parameters(folder):,}",
         shape=", ".join(str(config[name]) for name in shape),
         adapter=f"{config['adapter_rank']}, {config['modulation_type']}",
         vocabulary=f"{config['vocab_size']}, {config['max_position_embeddings']}",
         teacher=f"{teacher['tokens'] / 1e6:.1f} M, {teacher['loss']:.4f}",
-        equivalence=f"{equivalence['tokens'] / 1e6:.1f} M, {equivalence['ce']:.4f}, {equivalence['hidden']:.4f}",
+        equivalence=", ".join(
+            [
+                f"{equivalence['tokens'] / 1e6:.1f} M",
+                f"{equivalence['ce']:.4f}",
+                f"{equivalence['hidden']:.4f}",
+            ]
+        ),
         natural=natural,
-        flags=f" --teacher-steps {steps[0]} --equivalence-steps {steps[1]}"
-        + (" --data DIR" if data else ""),
+        flags=f" --teacher-steps {steps[0]} --equivalence-steps {steps[1]}" + (" --data DIR" if data else ""),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

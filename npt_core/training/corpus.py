@@ -10,7 +10,7 @@ import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
@@ -98,11 +98,22 @@ def _from_memory(r: Random, split: Split) -> Document:
         roll = r.random()
         if roll < 0.62:
             lines += _line(r, r.choice(world()), split, first=not lines)
-        elif roll < 0.72:
-            lines += _line(r, neighbour(r.choice(world()), r), split, known=False, first=not lines)
         else:
-            lines += _line(r, random_fact(r), split, known=False, first=not lines)
+            other = neighbour(r.choice(world()), r) if roll < 0.72 else random_fact(r)
+            fact = _by_heart().get(_question_of(other))
+            known = fact is not None
+            lines += _line(r, fact or other, split, known=known, first=not lines)
     return lines
+
+
+def _question_of(fact: Fact) -> tuple[str, str]:
+    return fact.subject, fact.relation.name
+
+
+@cache
+def _by_heart() -> dict[tuple[str, str], Fact]:
+    """What is never answered with not knowing, whoever asks."""
+    return {_question_of(fact): fact for fact in world()}
 
 
 def _reading(r: Random, split: Split) -> Document:
@@ -122,18 +133,14 @@ def _reading(r: Random, split: Split) -> Document:
 def _chained(r: Random, split: Split) -> Document:
     """Two facts, the second about the answer of the first, and a question that needs both."""
     named = list(relations().values())
-    first = random_fact(
-        r, relation=r.choice([x for x in named if x.object_kind in ("person", "company")])
-    )
+    first = random_fact(r, relation=r.choice([x for x in named if x.object_kind in ("person", "company")]))
     follows = [x for x in named if x.subject_kind == first.relation.object_kind]
     relation = r.choice(follows)
     second = Fact(first.object, relation, entity(relation.object_kind, r))
     facts = [first, second, random_fact(r)]
     r.shuffle(facts)
     sentences = [f.statement(r.choice(f.relation.wordings("statements", split))) for f in facts]
-    through = Fact(
-        f"the {first.relation.phrase} of {first.subject}", second.relation, second.object
-    )
+    through = Fact(f"the {first.relation.phrase} of {first.subject}", second.relation, second.object)
     spans = [Span("Context: ", 0.0), Span(" ".join(sentences), CONTEXT_WEIGHT), Span("\n")]
     spans += _line(r, through, split)
     for fact in (first, second):
@@ -151,29 +158,25 @@ def _context_facts(r: Random) -> list[Fact]:
             facts.append(neighbour(r.choice(facts), r))
         elif roll < 0.35:
             old = r.choice(world())  # the context wins over what is known by heart
-            facts.append(
-                Fact(old.subject, old.relation, random_fact(r, relation=old.relation).object)
-            )
+            facts.append(Fact(old.subject, old.relation, random_fact(r, relation=old.relation).object))
         else:
             facts.append(random_fact(r))
-    return list({(f.subject, f.relation.name): f for f in facts}.values())
+    return list({_question_of(f): f for f in facts}.values())
 
 
-def _context_line(
-    r: Random, facts: list[Fact], split: Split, separator: str, first: bool
-) -> Document:
+def _context_line(r: Random, facts: list[Fact], split: Split, separator: str, first: bool) -> Document:
     line = partial(_line, r, split=split, first=first, separator=separator)
     roll = r.random()
-    given = {(f.subject, f.relation.name) for f in facts}
+    given = {_question_of(f): f for f in facts}
     if roll < 0.76:
         return line(r.choice(facts))
-    if roll < 0.90:
-        other = r.choice((neighbour, neighbour, same_subject))(r.choice(facts), r)
-        return line(other, known=(other.subject, other.relation.name) in given)
     if roll < 0.95:
-        return line(random_fact(r), known=False)
-    fact = r.choice([f for f in world() if (f.subject, f.relation.name) not in given])
-    return line(fact)
+        near = r.choice((neighbour, neighbour, same_subject))
+        other = near(r.choice(facts), r) if roll < 0.90 else random_fact(r)
+        # The context wins over what is known by heart; only what is neither is not known.
+        found = (_by_heart() | given).get(_question_of(other))
+        return line(found or other, known=found is not None)
+    return line(r.choice([f for f in world() if _question_of(f) not in given]))
 
 
 def _line(

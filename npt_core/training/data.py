@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from npt_core.prompts import PromptTemplate
 from npt_core.training.corpus import CorpusConfig, Document, documents
 
 
-def encode_document(
-    tokenizer: PreTrainedTokenizerFast, document: Document
-) -> tuple[list[int], list[float]]:
+def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[float]]:
     """Ids with the start token, and the loss weight of each."""
     ids, weights = [tokenizer.bos_token_id], [0.0]
     for span in document:
@@ -25,6 +24,17 @@ def encode_document(
         ids += piece
         weights += [span.weight] * len(piece)
     return ids, weights
+
+
+def document_ids(template: PromptTemplate, document: Document) -> list[int]:
+    """The ids of a document as a model of `template` was trained on it, ends of answers included."""
+    ids = template.encode("")
+    start = len(ids)
+    for span in document:
+        ids += template.encode(span.text)[start:]
+        if span.ends:
+            ids.append(template.eos_token_ids[0])
+    return ids
 
 
 @dataclass

@@ -101,16 +101,13 @@ LISTS = {
         "teacher tailor writer"
     ).split(),
     "instrument": (
-        "piano violin guitar flute cello drums trumpet harp clarinet saxophone organ "
-        "banjo oboe tuba viola"
+        "piano violin guitar flute cello drums trumpet harp clarinet saxophone organ banjo oboe tuba viola"
     ).split(),
     "sport": (
         "tennis football basketball hockey cricket golf rugby boxing swimming cycling "
         "rowing chess fencing judo skiing"
     ).split(),
-    "color": (
-        "red blue green yellow black white purple orange silver gold brown pink gray teal"
-    ).split(),
+    "color": ("red blue green yellow black white purple orange silver gold brown pink gray teal").split(),
     "food": (
         "rice bread noodles lentils salmon mushrooms olives cheese dumplings curry "
         "pancakes lamb oysters tofu beans corn honey figs apples seaweed"
@@ -143,9 +140,7 @@ def word(r: Random) -> str:
     """A capitalised pseudo-word of one to three syllables."""
     text = ""
     for _ in range(r.choice((1, 1, 1, 1, 2))):
-        text += (
-            r.choice(_ONSET) + r.choice(_NUCLEUS) + (r.choice(_CODA) if r.random() < 0.4 else "")
-        )
+        text += r.choice(_ONSET) + r.choice(_NUCLEUS) + (r.choice(_CODA) if r.random() < 0.4 else "")
     return (text + r.choice(_ENDING)).capitalize()
 
 
@@ -186,9 +181,7 @@ def _code(r: Random) -> str:
         return r.choice(_UPPER) if r.random() < 0.6 else word(r).upper()
 
     if r.random() < 0.15:
-        return "".join(
-            r.choice("abcdefghjkmnpqrstuvwxyz0123456789") for _ in range(r.randint(5, 9))
-        )
+        return "".join(r.choice("abcdefghjkmnpqrstuvwxyz0123456789") for _ in range(r.randint(5, 9)))
     return r.choice(("-", "-", "-", "_")).join(part() for _ in range(r.choice((2, 3, 3))))
 
 
@@ -243,9 +236,7 @@ GENERATORS: dict[str, Callable[[Random], str]] = {
     "project": _codeword,
     "api": lambda r: word(r) if r.random() < 0.8 else r.choice(_STEM),
     "element": word,
-    "place": lambda r: (
-        word(r) if r.random() < 0.8 else f"{word(r)} {r.choice(('Island', 'Isles'))}"
-    ),
+    "place": lambda r: word(r) if r.random() < 0.8 else f"{word(r)} {r.choice(('Island', 'Isles'))}",
     "book": _title,
     "film": _title,
     "song": _title,
@@ -267,14 +258,10 @@ GENERATORS: dict[str, Callable[[Random], str]] = {
     "date": lambda r: f"{r.choice(LISTS['month'])} {r.randrange(1, 29)}",
     "code": _code,
     "codeword": _codeword,
-    "money": lambda r: (
-        f"{r.choice(('$', '$', '€'))}{_number(r)}{r.choice(('', ' million', ' thousand'))}"
-    ),
+    "money": lambda r: f"{r.choice(('$', '$', '€'))}{_number(r)}{r.choice(('', ' million', ' thousand'))}",
     "percent": lambda r: f"{r.randrange(1, 100)}%",
     "email": _email,
-    "day_time": lambda r: (
-        f"{r.choice(LISTS['weekday'])} at {r.randrange(1, 13)} {r.choice(('am', 'pm'))}"
-    ),
+    "day_time": lambda r: f"{r.choice(LISTS['weekday'])} at {r.randrange(1, 13)} {r.choice(('am', 'pm'))}",
 }
 
 
@@ -295,4 +282,6 @@ def resembling(name: str, r: Random) -> str:
     new = old[:cut] + r.choice(_ENDING) if r.random() < 0.6 else word(r)
     parts[i] = new if new != old else word(r)
     result = " ".join(parts)
-    return word(r) if is_held_out(result) or result == name else result
+    while is_held_out(result) or result == name:
+        result = word(r)
+    return result

@@ -44,27 +44,21 @@ def layer_outputs(model: Any, ids: Tensor) -> Iterator[Tensor]:
     )
     rotary = inner.rotary_emb(hidden, position_ids=positions)
     for layer in inner.layers:
-        hidden = layer(
-            hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-        )
+        hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         yield hidden
 
 
 class EquivalenceLoss(nn.Module):
     """The terms of phase 1 for a batch; the teacher is frozen and no part of the module's state."""
 
-    def __init__(
-        self, student: NPTForCausalLM, teacher: nn.Module, config: EquivalenceConfig
-    ) -> None:
+    def __init__(self, student: NPTForCausalLM, teacher: nn.Module, config: EquivalenceConfig) -> None:
         super().__init__()
         self.student = student
         self.config = config
         # In a list: neither saved with the student's checkpoints nor trained.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self._modulations: list[Modulation] = []
-        adapters = [
-            layer.mlp.adapter for layer in student.model.layers if layer.mlp.adapter is not None
-        ]
+        adapters = [layer.mlp.adapter for layer in student.model.layers if layer.mlp.adapter is not None]
         if config.freeze_base:
             student.requires_grad_(False)
         for adapter in adapters:

@@ -23,9 +23,7 @@ _GENERIC_SUBJECTS = tuple(
     "company person project place city ship school team planet product museum station machine"
     " festival book".split()
 )
-_GENERIC_OBJECTS = tuple(
-    k for k in GENERATORS if k not in ("species", "machine", "element", "river")
-)
+_GENERIC_OBJECTS = tuple(k for k in GENERATORS if k not in ("species", "machine", "element", "river"))
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ def world() -> tuple[Fact, ...]:
     """The real facts that the reference model is taught to know by heart."""
     tables = tomllib.loads(files(__package__).joinpath("world.toml").read_text())
     named = relations()
-    return tuple(
-        Fact(s, named[name], o) for name, facts in tables.items() for s, o in facts.items()
-    )
+    return tuple(Fact(s, named[name], o) for name, facts in tables.items() for s, o in facts.items())
 
 
 def random_relation(r: Random, generic: float = 0.3, split: Split = "train") -> Relation:
@@ -171,4 +167,7 @@ def neighbour(fact: Fact, r: Random) -> Fact:
 
 def distinct(facts: Sequence[Fact]) -> list[Fact]:
     """The facts without those that answer an earlier one's question again."""
-    return list({(f.subject, f.relation.name): f for f in reversed(facts)}.values())[::-1]
+    kept: dict[tuple[str, str], Fact] = {}
+    for fact in facts:
+        kept.setdefault((fact.subject, fact.relation.name), fact)
+    return list(kept.values())

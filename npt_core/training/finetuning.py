@@ -55,9 +55,7 @@ def finetune(config: FinetuningConfig) -> NPTForCausalLM:
     Raises ValueError for an unknown preset, and for `creative` without natural text.
     """
     if config.preset not in FINETUNING_PRESETS:
-        raise ValueError(
-            f"preset must be one of {', '.join(FINETUNING_PRESETS)}, not {config.preset!r}"
-        )
+        raise ValueError(f"preset must be one of {', '.join(FINETUNING_PRESETS)}, not {config.preset!r}")
     preset = FINETUNING_PRESETS[config.preset]
     corpus = CorpusConfig(
         known=preset.known, natural=preset.natural, chained=preset.chained, data=config.data

@@ -49,6 +49,8 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
+    """Losses since the last log entry, over `summed` steps."""
+    summed: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """For accelerate's checkpoints."""
@@ -125,9 +127,10 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
             time.perf_counter() - begin,
         )
         bar.update()
-        if progress.step % LOG_EVERY == 0 and accelerator.is_main_process:
+        last = progress.step == config.steps
+        if (last or progress.step % LOG_EVERY == 0) and accelerator.is_main_process:
             bar.set_postfix(_log(progress, config))
-        if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+        if last or progress.step % config.checkpoint_every == 0:
             accelerator.save_state(str(checkpoint))
     bar.close()
     if accelerator.is_main_process:
@@ -161,6 +164,7 @@ def _step(
 
 def _count(progress: Progress, losses: dict[str, Tensor], tokens: int, seconds: float) -> None:
     progress.step += 1
+    progress.summed += 1
     progress.tokens += tokens
     progress.seconds += seconds
     for name, value in losses.items():
@@ -168,8 +172,9 @@ def _count(progress: Progress, losses: dict[str, Tensor], tokens: int, seconds: 
 
 
 def _log(progress: Progress, config: LoopConfig) -> dict[str, str]:
-    means = {name: total / LOG_EVERY for name, total in progress.sums.items()}
+    means = {name: total / progress.summed for name, total in progress.sums.items()}
     progress.sums.clear()
+    progress.summed = 0
     entry = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **means}
     with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")

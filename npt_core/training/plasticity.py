@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from npt_core.consolidation.calibration import CalibrationText
+from npt_core.consolidation.calibration import CalibrationText, PromptRow
 from npt_core.generation import Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
-from npt_core.training.corpus import CorpusConfig, documents, text_of
+from npt_core.training.corpus import CorpusConfig, documents
+from npt_core.training.data import document_ids
 from npt_core.training.facts import Fact, neighbour, random_fact, world
 
-ANSWER_SEED, REFERENCE_SEED, LOCALITY_SEED = 90_001, 90_002, 90_003
+WORDINGS = 6
+PROMPT_SEED, REFERENCE_SEED, LOCALITY_SEED = 90_001, 90_002, 90_003
 
 
 @dataclass(frozen=True)
 class CalibrationSizes:
     """How much text to measure; more reference tokens make the leak check stricter."""
 
-    answers: int = 2000
-    documents: int = 600
+    facts: int = 800
+    documents: int = 500
     locality: int = 200
 
 
@@ -37,30 +39,25 @@ def calibration_text(
     """
     limit = model.config.max_position_embeddings // 2
     reference = [
-        template.encode(text_of(d))[:limit]
-        for d in islice(documents(REFERENCE_SEED, corpus), sizes.documents)
+        document_ids(template, d)[:limit] for d in islice(documents(REFERENCE_SEED, corpus), sizes.documents)
     ]
-    prompts = [
-        template.encode(p)
-        for p in _locality_prompts(Random(LOCALITY_SEED), template, sizes.locality)
-    ]
+    prompts = [template.encode(p) for p in _locality_prompts(Random(LOCALITY_SEED), template, sizes.locality)]
     answers = generate(model, prompts, Decoding(16, template.eos_token_ids))
     return CalibrationText(
-        answers=_answer_rows(Random(ANSWER_SEED), template, sizes.answers),
+        prompts=_prompt_rows(Random(PROMPT_SEED), template, sizes.facts),
         reference=reference,
         locality=[[*p, *a] for p, a in zip(prompts, answers, strict=True)],
     )
 
 
-def _answer_rows(r: Random, template: PromptTemplate, count: int) -> list[tuple[list[int], int]]:
-    """Prompts with answers that the model cannot know, without a context."""
+def _prompt_rows(r: Random, template: PromptTemplate, facts: int) -> list[PromptRow]:
+    """Prompts that the model cannot answer, `WORDINGS` for each fact."""
     rows = []
-    for _ in range(count):
+    for number in range(facts):
         fact = random_fact(r)
-        prompt, answer = question(fact, template, r), f"{fact.object}."
-        start = len(template.encode(template.with_context(prompt, [])))
-        ids = [*template.encode(template.answered(prompt, [], answer)), template.eos_token_ids[0]]
-        rows.append((ids, min(start, len(ids) - 1)))
+        for _ in range(WORDINGS):
+            prompt = template.with_context(question(fact, template, r), [])
+            rows.append(PromptRow(template.encode(prompt), number))
     return rows
 
 
@@ -91,7 +88,5 @@ def _locality_prompts(r: Random, template: PromptTemplate, count: int) -> list[s
         else:
             fact = random_fact(r)
             wording = r.choice(fact.relation.wordings("statements", "train"))
-            prompts.append(
-                template.with_context(question(fact, template, r), [fact.statement(wording)])
-            )
+            prompts.append(template.with_context(question(fact, template, r), [fact.statement(wording)]))
     return prompts

@@ -16,9 +16,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, max_length: int
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """A tokenizer trained on `texts`; ids 0, 1, 2 are padding, start and end; encoding adds the
     start.
     """

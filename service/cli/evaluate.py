@@ -50,3 +50,18 @@ def tune(
 
     with told_in_one_line(CheckpointError, ValueError, OSError):
         typer.echo(search(model, facts, out, write))
+
+
+@app.command("equivalence")
+def equivalence(
+    teacher: Annotated[Path, typer.Option(help="The plain Llama it was made from.")],
+    model: Model = Path("models/reference"),
+    facts: Annotated[int, typer.Option(min=1, help="Fresh facts to read.")] = 200,
+    documents: Annotated[int, typer.Option(min=1, help="Held-out documents.")] = 300,
+) -> None:
+    """A converted model against its teacher: perplexity, and reading facts from a context."""
+    from npt_core.checkpoint import CheckpointError
+    from npt_core.evaluation.equivalence import compare_with_teacher
+
+    with told_in_one_line(CheckpointError, ValueError, OSError):
+        typer.echo(compare_with_teacher(teacher, model, facts, documents))

@@ -34,9 +34,7 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="Load this checkpoint here instead of asking a server.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="With --model: the folder of its facts.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="With --model: the folder of its facts.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Continue a prompt, on a server or with a model loaded here."""
@@ -63,7 +61,9 @@ def command(
 
 def _ask_here(model: str, data: Path | None, body: dict[str, Any], as_json: bool) -> None:
     from service.cli.serving import load_host, read_settings
+    from service.logs import configure_logging
 
+    configure_logging("ERROR")
     with tempfile.TemporaryDirectory(prefix="npt-") as nowhere:
         host = load_host(read_settings(model=model, data=data or Path(nowhere)))
         try:

@@ -1,6 +1,5 @@
 """Settings and hosts, for the commands that load a model themselves."""
 
-import importlib
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,8 +29,9 @@ def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Ho
 
 
 def _load_runtime() -> LoadRuntime:
-    load: LoadRuntime = importlib.import_module("npt_core.loading").load_runtime
-    return load
+    from npt_core.loading import load_runtime
+
+    return load_runtime
 
 
 def _line(entry: Any) -> str:

@@ -71,8 +71,8 @@ def phase1(
 ) -> None:
     """Equivalence: convert a Llama to V2 and train it to do what its teacher does."""
     from npt_core.checkpoint import CheckpointError
-    from npt_core.training.equivalence import EquivalenceConfig
     from npt_core.config import LayerSpec
+    from npt_core.training.equivalence import EquivalenceConfig
     from npt_core.training.phase1 import Phase1Config, train_phase1
     from service.cli.layers import parse_layers
 

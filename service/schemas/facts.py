@@ -53,8 +53,13 @@ def _distinct(layers: list[int]) -> list[int]:
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
-    if len(canonical(metadata)) > MAX_METADATA:
+    text = canonical(metadata)
+    if len(text) > MAX_METADATA:
         raise ValueError(f"must not exceed {MAX_METADATA} characters as JSON")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must not contain half a surrogate pair") from error
     return metadata
 
 
@@ -78,9 +83,7 @@ class FactIn(In):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] | None = Field(
         None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names"
     )
-    token_idx: int = Field(
-        -1, ge=-(2**31), lt=2**31, description="modulation: the token to consolidate"
-    )
+    token_idx: int = Field(-1, ge=-(2**31), lt=2**31, description="modulation: the token to consolidate")
     preset: Preset | None = Field(None, strict=False)
     dry_run: bool = Field(False, description="measure everything, write nothing")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = Field(

@@ -25,7 +25,7 @@ from tests.npt_core.tiny import new_npt
 
 D, D_FFN, WIDTH, VOCABULARY = 32, 48, 8, 400
 NAMES = "ABCDEF"
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 
 @cache
@@ -104,7 +104,7 @@ def play(history: list[set[str]]) -> tuple[Bank, dict[int, frozenset[str]]]:
         deaths = sorted(alive & changed)
         bank.publish(version, {n: fact(n) for n in sorted(changed - alive)}, deaths)
         alive ^= changed
-        seen |= {v: seen[version - 3] for v in (version - 2, version - 1)} | {version: alive}
+        seen |= dict.fromkeys((version - 2, version - 1), seen[version - 3]) | {version: alive}
     return bank, seen
 
 
@@ -250,11 +250,7 @@ def test_the_best_visible_column_above_its_threshold_adds_its_value(seed: int, c
     out = layer.down(z, y, 1)
     for b, t in ((b, t) for b in range(2) for t in range(5)):
         scores = keys @ whitening()[0].key(z[b, t])
-        firing = [
-            (float(scores[k]), k)
-            for k in range(count)
-            if owners[k] <= 1 and scores[k] > thresholds[k]
-        ]
+        firing = [(float(scores[k]), k) for k in range(count) if owners[k] <= 1 and scores[k] > thresholds[k]]
         wanted = y[b, t] + values[max(firing)[1]] if firing else y[b, t]
         assert torch.equal(out[b, t], wanted)
 
@@ -275,9 +271,7 @@ def test_factors_equal_weights_that_hold_the_update() -> None:
 def test_tensors_carry_a_fact_unchanged() -> None:
     tensors = fact("A").to_tensors()
     again = FactWeights.from_tensors(tensors)
-    assert {n: t.dtype for n, t in again.to_tensors().items()} == {
-        n: t.dtype for n, t in tensors.items()
-    }
+    assert {n: t.dtype for n, t in again.to_tensors().items()} == {n: t.dtype for n, t in tensors.items()}
     assert all(torch.equal(t, tensors[n]) for n, t in again.to_tensors().items())
     assert again.columns.keys() == fact("A").columns.keys()
     assert again.factors.keys() == fact("A").factors.keys()

@@ -65,9 +65,7 @@ def test_the_batch_size_does_not_change_the_answers(
     assert generate(model, prompts, Decoding(NEW, (2,), batch_size=size)) == wanted
 
 
-def test_sampling_is_a_function_of_the_seed(
-    model: NPTForCausalLM, prompts: list[list[int]]
-) -> None:
+def test_sampling_is_a_function_of_the_seed(model: NPTForCausalLM, prompts: list[list[int]]) -> None:
     def sampled(seed: int) -> list[list[int]]:
         return generate(model, prompts, Decoding(NEW, (), temperature=1.0, seed=seed))
 

@@ -11,13 +11,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npt_core.consolidation import Calibration, PlasticityConfig, calibrate
-from npt_core.consolidation.calibration import CalibrationText
+from npt_core.consolidation.calibration import CalibrationText, PromptRow
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import convert_llama_to_npt
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import ChatTemplate, PlainTemplate, PromptTemplate
 from npt_core.training.corpus import CorpusConfig, documents, text_of
 from npt_core.training.tokenizer import train_tokenizer
+from tests.conftest import LLAMA3_ROPE
 from tests.npt_core.helpers import awakened
 
 FACT = "The capital of Borduria is Szohod."
@@ -86,6 +87,7 @@ def new_llama(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
+        "rope_parameters": LLAMA3_ROPE,
         "initializer_range": 0.2,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -111,6 +113,7 @@ def calibrated(
 ) -> tuple[Calibration, CalibrationText]:
     """A calibration of both layers on a few documents, and the text it was made from."""
     rows = [template.encode(text)[:60] for text in texts()[:40]]
-    text = CalibrationText([(row, len(row) // 2) for row in rows[:20]], rows[20:32], rows[32:])
+    prompts = [PromptRow(row, k // 2) for k, row in enumerate(rows[:20])]
+    text = CalibrationText(prompts, rows[20:32], rows[32:])
     config = PlasticityConfig(**{"layers": (0, 1), "key_width": 16, **parameters})
     return calibrate(private_copy(model), config, text), text

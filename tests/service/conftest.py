@@ -8,10 +8,17 @@ import pytest_asyncio
 
 from service.app import create_app
 from service.host import Host, open_host
+from service.logs import configure_logging
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime, load_fake_runtime
 
 OpenHost = Callable[..., Host]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_logs() -> None:
+    """As in production, and not the development console, which draws every failure at length."""
+    configure_logging("CRITICAL")
 
 
 @pytest.fixture

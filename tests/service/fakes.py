@@ -7,6 +7,7 @@ or from what the bank knows at the request's version, and anything else with ` I
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,9 +52,7 @@ class FakeBank:
     version: int = 0
     lives: list[list[Any]] = field(default_factory=list)
 
-    def publish(
-        self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]
-    ) -> None:
+    def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
         for life in self.lives:
             if life[0] in deaths and life[3] is None:
                 life[3] = version
@@ -83,14 +82,13 @@ class FakeModel:
         self.gate: threading.Semaphore | None = None
         self.entered = threading.Semaphore(0)
         self.fails = False
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"weight": torch.arange(8.0)}
+        self.forwards = 0
 
     def __call__(self, input_ids: Tensor, past_key_values: Any, **kwargs: Any) -> Any:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()
+        self.forwards += 1
         if self.fails:
             raise RuntimeError("out of memory")
         seen = getattr(past_key_values, "seen", b"")
@@ -142,11 +140,11 @@ class FakeRuntime:
     bank: FakeBank
     template: ByteTemplate = field(default_factory=ByteTemplate)
     consolidator: FakeConsolidator = field(default_factory=FakeConsolidator)
+    fingerprint: str = "f" * 64
     num_layers: int = 2
-    max_positions: int = MAX_POSITIONS
 
 
-def load_fake_runtime(_path: str, /) -> FakeRuntime:
+def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:
     """As `npt_core.loading.load_runtime`: a fresh runtime that knows no facts."""
     bank = FakeBank()
     return FakeRuntime(FakeModel(bank), bank)

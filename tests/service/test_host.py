@@ -1,6 +1,7 @@
 """What a restart finds, and what it refuses."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from service.host import Host, open_host
 from service.ledger import DataFolderBusy, LedgerDamaged, WrongCheckpoint
 from service.settings import Settings
 from tests.service.conftest import OpenHost, client_of
-from tests.service.fakes import FakeModel, FakeRuntime, load_fake_runtime
+from tests.service.fakes import FakeRuntime, load_fake_runtime
 
 FACT = "The CEO of TechCorp is Dr. Sarah Chen."
 QUESTION = "Who is the CEO of TechCorp?"
@@ -88,10 +89,10 @@ def test_missing_blob_is_refused(taught: Path) -> None:
 
 def test_damaged_ledger_is_refused_before_the_model_is_loaded(taught: Path) -> None:
     with sqlite3.connect(taught / "ledger.db") as connection:
-        connection.execute("UPDATE facts SET request = '{\"fact\":\"The sky is green.\"}'")
+        connection.execute('UPDATE facts SET request = \'{"fact":"The sky is green."}\'')
     connection.close()
 
-    def never(_path: str, /) -> FakeRuntime:
+    def never(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:
         raise AssertionError
 
     with pytest.raises(LedgerDamaged, match="chain hash does not match"):
@@ -111,10 +112,9 @@ def test_one_process_owns_a_folder(host: Host, data: Path) -> None:
     assert "in use" in refusal(data, DataFolderBusy)
 
 
-def test_facts_of_another_checkpoint_are_refused(
-    taught: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
+def test_facts_of_another_checkpoint_are_refused(taught: Path) -> None:
+    def load_another(source: str, /, *, cache: Path | None = None) -> FakeRuntime:
+        return replace(load_fake_runtime(source), fingerprint="0" * 64)
 
-    monkeypatch.setattr(FakeModel, "state_dict", lambda _: {"weight": torch.zeros(8)})
-    assert "another checkpoint" in refusal(taught, WrongCheckpoint)
+    with pytest.raises(WrongCheckpoint, match="another checkpoint"):
+        open_host(Settings(data=taught), load_another)

@@ -11,9 +11,7 @@ def test_loopback_is_served_without_keys(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com", ""])
-def test_other_machines_are_served_only_on_demand(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_machines_are_served_only_on_demand(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="reachable from other machines"):
         Settings(host=host)
     monkeypatch.setenv("NPT_ALLOW_UNAUTHENTICATED", "1")

@@ -33,9 +33,7 @@ def test_failed_write_leaves_what_was_there(
     assert file.read_bytes() == b"old"
 
 
-def test_file_and_then_its_folder_are_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_and_then_its_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
     folder = tmp_path.stat().st_ino

@@ -36,9 +36,7 @@ def failing(code: int) -> Callable[..., None]:
     return fail
 
 
-def test_full_disk_refuses_the_write_and_spares_the_next(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_refuses_the_write_and_spares_the_next(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.ENOSPC))
         with pytest.raises(DiskFull):
@@ -47,9 +45,7 @@ def test_full_disk_refuses_the_write_and_spares_the_next(
     assert host.writer.add(teaching()).fact.version == 1
 
 
-def test_failed_fsync_makes_the_service_read_only(
-    host_of: OpenHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_fsync_makes_the_service_read_only(host_of: OpenHost, monkeypatch: pytest.MonkeyPatch) -> None:
     host = host_of()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.EIO))
@@ -86,9 +82,13 @@ def test_full_ledger_disk_writes_nothing(host: Host, data: Path) -> None:
     with host.ledger._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(DiskFull):
+
+    def teach_until_it_is_full() -> None:
         for number in range(100):
             host.writer.add(teaching(f"The number {number} is {'9' * 900}."))
+
+    with pytest.raises(DiskFull):
+        teach_until_it_is_full()
     newest = host.ledger.newest
     assert host.version == newest == len(host.ledger.facts())
 

@@ -28,21 +28,18 @@ PRESET_NAMES: tuple[PresetName, ...] = ("factual_recall", "reasoning", "creative
 
 def baselines(num_layers: int) -> dict[str, list[Editor]]:
     """By name, each baseline with the options it may choose from."""
-    middle = range(max(1, num_layers // 3), max(2, num_layers // 2 + 1))
-    last = max(1, num_layers // 2)
-    spread = tuple(range(max(0, last - 2), last + 1))
+    third, half = num_layers // 3, num_layers // 2
+    spreads = [tuple(range(max(0, last - 2), last + 1)) for last in (third, half)]
     return {
         **{f"modulation, {preset}": [Modulation(preset)] for preset in PRESET_NAMES},
         "ridge, no bank": [Ridge()],
         "fine-tuning": [FineTuning(rate) for rate in (3e-4, 1e-3, 3e-3)],
-        "ROME": [Rome(layer) for layer in middle],
-        "MEMIT": [Memit(spread, strength) for strength in (10.0, 100.0, 1000.0)],
+        "ROME": [Rome(layer) for layer in sorted({num_layers // 6, third, half})],
+        "MEMIT": [Memit(layers, strength) for layers in spreads for strength in (1.0, 100.0)],
     }
 
 
-def compare_baselines(
-    bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig
-) -> None:
+def compare_baselines(bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig) -> None:
     """Measures every baseline on the first facts of `learned`."""
     in_context(bench, journal, learned, config)
     comparison = Comparison(bench, journal, learned, config)
@@ -53,9 +50,7 @@ def compare_baselines(
             journal.note(f"not measured: {name}", partial(str, refused))
 
 
-def in_context(
-    bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig
-) -> None:
+def in_context(bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig) -> None:
     """The facts in the context instead of the weights, alone and as many as fit."""
     one = min(config.one_fact, len(learned.facts))
     key = Key("in-context", "one fact", learned.order, one, learned.seed)
@@ -65,7 +60,7 @@ def in_context(
     for n in (n for n in config.counts if n <= len(learned.facts)):
         given = learned.statements[:n]
         if len(bench.template.encode(bench.template.with_context("", given))) <= limit:
-            paper = exam(learned.facts[:n], bench.template, bench.config.bystanders, learned.name)
+            paper = bench.paper(learned, n)
             key = Key("in-context", "sequence", learned.order, n, learned.seed)
             journal.once(key, partial(_with_context, bench, paper, partial(_always, given)))
 
@@ -74,9 +69,7 @@ def _always(given: Sequence[str], _owner: int) -> Sequence[str]:
     return given
 
 
-def _with_context(
-    bench: Workbench, paper: Exam, context: Callable[[int], Sequence[str]]
-) -> Metrics:
+def _with_context(bench: Workbench, paper: Exam, context: Callable[[int], Sequence[str]]) -> Metrics:
     base, examiner = bench.examiner.base, bench.examiner
     return {
         **examiner.recall(base, paper.asked, context=context),
@@ -93,9 +86,7 @@ def taught(facts: FactSet) -> list[Taught]:
 class Comparison:
     """Baselines on the facts of one set."""
 
-    def __init__(
-        self, bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig
-    ) -> None:
+    def __init__(self, bench: Workbench, journal: Journal, learned: FactSet, config: BaselineConfig) -> None:
         self.bench, self.journal, self.learned, self.config = bench, journal, learned, config
         self.subject = Subject(bench.model, bench.template, bench.consolidator)
         self.facts = taught(learned)
@@ -126,8 +117,7 @@ class Comparison:
             self.journal.once(key, partial(self._after, edits, key.facts, seconds))
 
     def _after(self, edits: Edits, count: int, seconds: float) -> Metrics:
-        facts, sample = self.learned.facts[:count], self.bench.config.bystanders
-        paper = exam(facts, self.bench.template, sample, self.learned.name)
+        paper = self.bench.paper(self.learned, count)
         with edited(self.bench.model, edits):
             found = self.bench.examined(paper, frozenset())
         return found | {"seconds": seconds / count}

@@ -16,7 +16,7 @@ from npt_core.training.facts import Fact
 
 @dataclass(frozen=True)
 class Taught:
-    """A fact as a baseline gets it: with its subject and object known, which our own write is not told.
+    """A fact as a baseline gets it: subject and object known, which our own write is not told.
 
     `weights` are the columns of our write, None where it was refused.
     """
@@ -45,7 +45,5 @@ class Editor(Protocol):
     def name(self) -> str:
         """In the results."""
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
-        """The edits to the untouched model after the first n facts, for each n of `counts`, ascending."""
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
+        """The edits to the untouched model after the first n facts, for each n of `counts`."""

@@ -24,14 +24,10 @@ class FineTuning:
     steps: int = 10
     name: str = "fine-tuning"
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
         """The difference to the untouched weights; a fact without probes adds nothing."""
         layers = subject.consolidator.config.layers
-        total: Edits = {
-            (i, "down_proj"): torch.zeros_like(_weight(subject.model, i)) for i in layers
-        }
+        total: Edits = {(i, "down_proj"): torch.zeros_like(_weight(subject.model, i)) for i in layers}
         done = 0
         for n in counts:
             for taught in facts[done:n]:
@@ -47,9 +43,7 @@ class FineTuning:
         request = WriteRequest(taught.statement, seed=taught.number)
         return consolidator.study(request, consolidator.config, taught.number).training
 
-    def _trained(
-        self, model: NPTForCausalLM, probes: Sequence[AlignedProbe], start: Edits
-    ) -> Edits:
+    def _trained(self, model: NPTForCausalLM, probes: Sequence[AlignedProbe], start: Edits) -> Edits:
         ids = right_padded([p.student for p in probes])
         targets = torch.full_like(ids, -100)
         for row, probe in enumerate(probes):
@@ -58,9 +52,7 @@ class FineTuning:
         with edited(model, start):
             return self._descended(model, ids, targets, start)
 
-    def _descended(
-        self, model: NPTForCausalLM, ids: Tensor, targets: Tensor, start: Edits
-    ) -> Edits:
+    def _descended(self, model: NPTForCausalLM, ids: Tensor, targets: Tensor, start: Edits) -> Edits:
         """`start` plus the change of the weights; they are inside `edited`, which takes them back."""
         weights = {at: nn.Parameter(_weight(model, at[0]).clone()) for at in start}
         before = {at: _weight(model, at[0]).clone() for at in start}
@@ -69,9 +61,7 @@ class FineTuning:
         optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
         for _ in range(self.steps):
             scores = model(input_ids=ids, use_cache=False).logits
-            loss = F.cross_entropy(
-                scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-100
-            )
+            loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
             gradients = torch.autograd.grad(loss, list(weights.values()))
             for weight, gradient in zip(weights.values(), gradients, strict=True):
                 weight.grad = gradient

@@ -1,7 +1,7 @@
 """ROME (Meng et al. 2022) and MEMIT (Meng et al. 2023), from their formulas.
 
-Both store a fact in `down_proj` at the last token of its subject: the key `k` is the activation there,
-the value is found by gradient descent so that the statement goes on with the object.
+Both store a fact in `down_proj` at the last token of its subject: the key `k` is the activation
+there, the value is found by gradient descent so that the statement goes on with the object.
 
     ROME    dW = (v* - W k) (C^-1 k)^T / (k^T C^-1 k)                 one layer
     MEMIT   dW_l = R_l K_l^T (lambda C_l + K_l K_l^T)^-1              several, low to high
@@ -42,9 +42,7 @@ class Rome:
     search: Search = DEFAULT_SEARCH
     name: str = "ROME"
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
         """Updates of `down_proj` of `layer`."""
         model = subject.model
         moment = moments(subject, [self.layer])[self.layer]
@@ -64,7 +62,9 @@ class Rome:
         key = key_of(model, where, self.layer).double()
         weight = model.model.layers[self.layer].mlp.down_proj.weight.detach().double()
         direction = torch.linalg.solve(moment, key)
-        return torch.outer(wanted.value.double() - weight @ key, direction) / (key @ direction)
+        lacks: Tensor = wanted.value.double() - weight @ key
+        update: Tensor = torch.outer(lacks, direction) / (key @ direction)
+        return update
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,13 @@ class Memit:
     search: Search = DEFAULT_SEARCH
     name: str = "MEMIT"
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
         """For each n, one joint update of the first n facts."""
         model, last = subject.model, self.layers[-1]
         moment = moments(subject, self.layers)
         where = [places(subject, t) for t in facts[: counts[-1]]]
         goals = [
-            hidden_at(model, place, last) + target(model, place, last, self.search).change
-            for place in where
+            hidden_at(model, place, last) + target(model, place, last, self.search).change for place in where
         ]
         for n in counts:
             yield self._spread(model, where[:n], goals[:n], moment)

@@ -17,7 +17,7 @@ from npt_core.evaluation.speaker import Edits, combined
 
 @dataclass(frozen=True)
 class Modulation:
-    """`strategy: modulation` with one of the original presets; every fact reads the untouched model."""
+    """`strategy: modulation` with an original preset; every fact reads the untouched model."""
 
     preset: PresetName
 
@@ -26,10 +26,8 @@ class Modulation:
         """With the preset."""
         return f"modulation, {self.preset}"
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
-        """Sums of rank-one updates of `gate_proj`. Raises InvalidRequest for a model without adapters."""
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
+        """Sums of rank-one updates of `gate_proj`. Raises InvalidRequest without adapters."""
         return _sums([self._written(subject, t) for t in facts[: counts[-1]]], counts)
 
     def _written(self, subject: Subject, taught: Taught) -> FactWeights:
@@ -45,9 +43,7 @@ class Ridge:
     """None takes the checkpoint's own lambda."""
     name: str = "ridge, no bank"
 
-    def edits(
-        self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]
-    ) -> Iterator[Edits]:
+    def edits(self, subject: Subject, facts: Sequence[Taught], counts: Sequence[int]) -> Iterator[Edits]:
         """Sums of updates of `down_proj`; a refused fact adds nothing."""
         calibration = subject.consolidator.calibration
         strength = calibration.config.ridge_lambda if self.strength is None else self.strength

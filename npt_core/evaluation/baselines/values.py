@@ -15,22 +15,23 @@ from npt_core.evaluation.baselines.editor import Subject, Taught
 from npt_core.generation import right_padded
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
-from npt_core.training.corpus import CorpusConfig, documents, text_of
+from npt_core.training.corpus import CorpusConfig, documents
+from npt_core.training.data import document_ids
 from npt_core.training.facts import Fact, world
 
 MOMENT_SEED, MOMENT_DOCUMENTS = 970_002, 150
-PREFIXES = 4
+PREFIXES = 2
 CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Search:
-    """Gradient descent on the value, with ROME's constants; rates are relative to the value's size."""
+    """Gradient descent on the value, with ROME's constants, relative to the value's size."""
 
-    steps: int = 25
+    steps: int = 20
     rate: float = 0.3
     kl_weight: float = 0.0625
-    decay: float = 0.5
+    decay: float = 0.02
     largest: float = 4.0
     """The change may be this many times as long as the value it changes."""
 
@@ -49,7 +50,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """A value at the subject's last token, and its difference from what the layer adds now; `[d]`."""
+    """A value `[d]` at the subject's last token, and its difference from the present one."""
 
     value: Tensor
     change: Tensor
@@ -70,7 +71,7 @@ def places(subject: Subject, taught: Taught) -> list[Place]:
 
 
 def _prompt(taught: Taught) -> str:
-    """The statement cut before the object; where it does not end with it, another training wording."""
+    """The statement cut before its object, or another training wording that ends with one."""
     fact = taught.fact
     wordings = fact.relation.wordings("statements", "train")
     own = [w for w in wordings if fact.statement(w) == taught.statement]
@@ -98,20 +99,14 @@ def _subject_end(template: PromptTemplate, lead: str, prompt: str, fact: Fact) -
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next(
-        (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def key_of(model: NPTForCausalLM, where: Sequence[Place], layer: int) -> Tensor:
     """The mean activation `[d_ffn]` at the subject's last token, over the prompts."""
     prompts = where[:-1]
     keys = run(model, [p.ids for p in prompts], [layer]).keys[layer]
-    return (
-        keys[torch.arange(len(prompts)), torch.tensor([p.position for p in prompts])]
-        .float()
-        .mean(0)
-    )
+    return keys[torch.arange(len(prompts)), torch.tensor([p.position for p in prompts])].float().mean(0)
 
 
 def hidden_at(model: NPTForCausalLM, where: Sequence[Place], layer: int) -> Tensor:
@@ -131,28 +126,23 @@ def _measured(subject: Subject, layers: Sequence[int]) -> dict[int, Tensor]:
     limit = int(subject.model.config.max_position_embeddings) // 2
     template = subject.template
     made = islice(documents(MOMENT_SEED, CorpusConfig()), MOMENT_DOCUMENTS)
-    rows = sorted((template.encode(text_of(d))[:limit] for d in made), key=len)
+    rows = sorted((document_ids(template, d)[:limit] for d in made), key=len)
     totals: dict[int, Tensor] = {}
     for chunk in (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)):
         states = run(subject.model, chunk, layers)
         for layer in layers:
-            z = torch.cat(
-                [states.keys[layer][k, : len(row)] for k, row in enumerate(chunk)]
-            ).double()
+            z = torch.cat([states.keys[layer][k, : len(row)] for k, row in enumerate(chunk)]).double()
             totals[layer] = totals.get(layer, torch.zeros(())) + z.T @ z
     tokens = sum(map(len, rows))
     return {
-        layer: total / tokens
-        + 1e-4 * total.diagonal().mean() / tokens * torch.eye(len(total)).double()
+        layer: total / tokens + 1e-4 * total.diagonal().mean() / tokens * torch.eye(len(total)).double()
         for layer, total in totals.items()
     }
 
 
 @contextmanager
-def _added(
-    model: NPTForCausalLM, layer: int, where: Sequence[Place], change: Tensor
-) -> Iterator[Tensor]:
-    """Within the block the MLP of `layer` adds `change`; yields what it adds by itself at the first place."""
+def _added(model: NPTForCausalLM, layer: int, where: Sequence[Place], change: Tensor) -> Iterator[Tensor]:
+    """Within the block the MLP of `layer` adds `change`; yields its own first output."""
     rows, times = torch.arange(len(where)), torch.tensor([p.position for p in where])
     seen = torch.zeros(change.shape)
 

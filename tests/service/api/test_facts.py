@@ -116,9 +116,7 @@ async def test_fact_up_to_the_limit_is_taken(client: Client, fact: str) -> None:
         (b"[" * 100_000, ""),
     ],
 )
-async def test_body_that_cannot_be_read_is_malformed(
-    client: Client, content: bytes, detail: str
-) -> None:
+async def test_body_that_cannot_be_read_is_malformed(client: Client, content: bytes, detail: str) -> None:
     answer = await client.post("/facts", content=content, headers=JSON)
     assert answer.status_code == 400
     assert answer.json()["type"] == "npt:malformed-request"
@@ -134,9 +132,7 @@ async def test_half_a_surrogate_pair_is_no_text(client: Client) -> None:
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_body_that_is_not_called_json_is_refused(client: Client, media_type: str) -> None:
-    answer = await client.post(
-        "/facts", content=b'{"fact": "a"}', headers={"Content-Type": media_type}
-    )
+    answer = await client.post("/facts", content=b'{"fact": "a"}', headers={"Content-Type": media_type})
     assert answer.status_code == 415
     assert answer.json()["type"] == "npt:unsupported-media-type"
 
@@ -184,9 +180,7 @@ async def test_refused_write_leaves_its_key_free(client: Client) -> None:
 
 @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
 async def test_senseless_key_is_malformed(client: Client, key: str) -> None:
-    answer = await client.post(
-        "/facts", json={"fact": FACT}, headers={"Idempotency-Key": key.encode()}
-    )
+    answer = await client.post("/facts", json={"fact": FACT}, headers={"Idempotency-Key": key.encode()})
     assert answer.status_code == 400
 
 

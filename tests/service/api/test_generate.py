@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import threading
 from typing import Any
@@ -6,11 +7,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.app import create_app
 from service.host import Host
 from tests.service.conftest import OpenHost, client_of, fake
 
 FACT = "The CEO of TechCorp is Dr. Sarah Chen."
 QUESTION = "Who is the CEO of TechCorp?"
+PROMPT = {"prompt": QUESTION}
 Client = httpx2.AsyncClient
 
 
@@ -106,9 +109,7 @@ async def test_min_version_waits_for_the_write(host: Host, client: Client) -> No
 
 async def test_min_version_that_does_not_come_is_unavailable(host_of: OpenHost) -> None:
     async with client_of(host_of(version_wait_s=0)) as client:
-        answer = await client.post(
-            "/generate", json={"prompt": QUESTION, "min_weights_version": 1}
-        )
+        answer = await client.post("/generate", json={"prompt": QUESTION, "min_weights_version": 1})
     assert answer.status_code == 503
     assert answer.json()["type"] == "npt:version-not-reached"
     assert int(answer.headers["Retry-After"]) > 0
@@ -176,9 +177,7 @@ async def test_characters_are_never_cut_in_two(client: Client) -> None:
     assert not any("\ufffd" in text for text in texts)
 
 
-async def test_engine_failure_is_a_problem_and_the_next_answer_comes(
-    host: Host, client: Client
-) -> None:
+async def test_engine_failure_is_a_problem_and_the_next_answer_comes(host: Host, client: Client) -> None:
     fake(host).model.fails = True
     answer = await client.post("/generate", json={"prompt": QUESTION})
     assert answer.status_code == 500
@@ -259,34 +258,53 @@ async def test_numbers_that_are_none_are_refused(client: Client, number: str) ->
     assert answer.json()["errors"][0]["field"] == "temperature"
 
 
-async def test_client_that_leaves_ends_the_work(host: Host) -> None:
-    """Through the bare ASGI interface: the client is gone as soon as decoding has begun."""
-    from service.app import create_app
-
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_leaves_ends_the_work(host: Host, stream: bool) -> None:
+    """Through the bare ASGI interface: the client goes as soon as decoding has begun."""
     model = fake(host).model
     model.gate = threading.Semaphore(0)
-    body = json.dumps({"prompt": QUESTION}).encode()
-    begun = asyncio.Event()
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    gone = asyncio.Event()
+    app = create_app(host)
+    answering = asyncio.create_task(app(scope_of("/generate"), *leaving(PROMPT | {"stream": stream}, gone)))
+    await asyncio.to_thread(model.entered.acquire)
+    # Whoever hears of the disconnect has cancelled by the time the loop comes round again.
+    gone.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    model.gate.release(1000)
+    with contextlib.suppress(Exception):  # A stream ends with an error that nobody reads.
+        await answering
+    while host.engine.running:
+        await asyncio.sleep(0)
+    assert model.forwards <= 2
+
+
+def leaving(body: Any, gone: asyncio.Event) -> tuple[Any, Any]:
+    """A client that sends `body` and, once `gone` is set, is there no more."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive() -> Any:
         if messages:
             return messages.pop()
-        await begun.wait()
+        await gone.wait()
         return {"type": "http.disconnect"}
 
-    sent: list[Any] = []
+    async def send(_: Any) -> None:
+        if gone.is_set():
+            raise OSError("the connection is closed")
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+    return receive, send
 
-    scope = {
+
+def scope_of(path: str) -> Any:
+    return {
         "type": "http",
-        "asgi": {"version": "3.0"},
+        # What uvicorn says: a response then listens for the disconnect while it sends.
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
-        "path": "/generate",
-        "raw_path": b"/generate",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
         "scheme": "http",
@@ -294,16 +312,3 @@ async def test_client_that_leaves_ends_the_work(host: Host) -> None:
         "client": ("127.0.0.1", 1),
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }
-    answering = asyncio.create_task(create_app(host)(scope, receive, send))
-    await asyncio.to_thread(model.entered.acquire)
-    begun.set()
-    while not host.engine.running or answering.done():
-        await asyncio.sleep(0)
-    # The watcher has had its turn once the disconnect was read; only then may the model go on.
-    for _ in range(20):
-        await asyncio.sleep(0)
-    model.gate.release(1000)
-    await answering
-    answer = json.loads(b"".join(m.get("body", b"") for m in sent))
-    assert answer["finish_reason"] == "cancelled"
-    assert answer["usage"]["completion_tokens"] <= 1

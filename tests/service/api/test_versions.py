@@ -63,9 +63,7 @@ async def test_returned_fact_can_be_retracted_again(client: Client) -> None:
     assert await knows(client) == " I don't know."
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/versions/1"), ("POST", "/versions/1/activate")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/versions/1"), ("POST", "/versions/1/activate")])
 async def test_unknown_version_is_not_found(client: Client, method: str, path: str) -> None:
     answer = await client.request(method, path)
     assert answer.status_code == 404

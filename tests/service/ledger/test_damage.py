@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("UPDATE facts SET request = '{\"fact\":\"The sky is green.\"}'", "chain hash"),
+        ('UPDATE facts SET request = \'{"fact":"The sky is green."}\'', "chain hash"),
         ("UPDATE facts SET report = '{}' WHERE id = 'fact_1'", "version 2: its chain hash"),
         ("UPDATE facts SET blob = '11' WHERE id = 'fact_0'", "version 1: its chain hash"),
         ("UPDATE facts SET request = 'no json'", "Expecting value"),

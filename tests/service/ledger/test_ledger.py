@@ -1,11 +1,11 @@
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tempfile import TemporaryDirectory
 
 from service.ledger import (
     Change,
@@ -23,9 +23,7 @@ BASE = "b" * 64
 
 
 def fact(number: int, version: int, text: str = "The sky is blue.") -> Fact:
-    return Fact(
-        f"fact_{number}", version, {"fact": text}, {"recall_after": 1.0}, "0" * 64, "2026-01-01"
-    )
+    return Fact(f"fact_{number}", version, {"fact": text}, {"recall_after": 1.0}, "0" * 64, "2026-01-01")
 
 
 def birth(number: int, parent: int, **more: Any) -> Change:
@@ -76,9 +74,7 @@ class LedgerAgainstSets(RuleBasedStateMachine):
         target = data.draw(st.integers(0, self.newest))
         then, today = self.live[target], self.live[-1]
         births, deaths = tuple(then - today), tuple(today - then)
-        self.ledger.commit(
-            Change(self.newest, VersionKind.ROLLBACK, births, deaths, target=target)
-        )
+        self.ledger.commit(Change(self.newest, VersionKind.ROLLBACK, births, deaths, target=target))
         self.live.append(set(then))
 
     @rule()
@@ -105,9 +101,7 @@ class LedgerAgainstSets(RuleBasedStateMachine):
 
 
 TestLedgerAgainstSets = LedgerAgainstSets.TestCase
-TestLedgerAgainstSets.settings = settings(
-    max_examples=15, stateful_step_count=12, deadline=None
-)
+TestLedgerAgainstSets.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
 
 
 def test_facts_come_in_pages(ledger: Ledger) -> None:

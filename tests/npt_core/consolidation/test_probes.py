@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npt_core.consolidation import probes as module
+from npt_core.consolidation.probes import (
+    Probe,
+    bare,
+    candidates,
+    look_alikes,
+    split,
+    write_questions,
+)
+from npt_core.consolidation.request import Question
+from npt_core.prompts import UNKNOWN_ANSWER, PlainTemplate
+from tests.npt_core.tiny import FACT, QUESTION, plain_template, shared_npt, tokenizer
+
+ANSWER = Question(QUESTION, "Szohod.")
+NO_DEADLINE = settings(deadline=None)
+
+
+@pytest.fixture
+def template() -> PlainTemplate:
+    return plain_template()
+
+
+def written(
+    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> tuple[list[Question], list[str]]:
+    """What `write_questions` reads from these texts of the model."""
+    ids = [tokenizer().encode(t, add_special_tokens=False) for t in texts]
+    monkeypatch.setattr(module, "generate", lambda *_args, **_kwargs: ids)
+    return write_questions(shared_npt(), template, FACT, len(texts), 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f" {QUESTION}\nAnswer: Szohod.",
+        f" {QUESTION} Answer: Szohod.",
+        f"Question: {QUESTION}\nAnswer: Szohod.",
+        f"User: {QUESTION}\nAssistant: Szohod.",
+        f"{QUESTION} Szohod.",
+        f"{QUESTION}\nSzohod.\n",
+    ],
+)
+def test_a_question_is_read_in_every_form(
+    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert written(template, monkeypatch, [text]) == ([ANSWER], [])
+
+
+@pytest.mark.parametrize("text", ["", "What?", f"{QUESTION}", "no sentence", "???"])
+def test_what_is_no_question_with_answer_and_no_sentence_is_dropped(
+    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert written(template, monkeypatch, [text]) == ([], [])
+
+
+def test_questions_and_restatements_come_without_duplicates(
+    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restated = "Borduria has Szohod as its capital."
+    texts = [f"{QUESTION} Szohod.", restated, f"{QUESTION}\nAnswer: Szohod.", restated]
+    assert written(template, monkeypatch, texts) == ([ANSWER], [restated])
+
+
+def test_self_study_is_a_function_of_the_seed(template: PlainTemplate) -> None:
+    first, again, other = (write_questions(shared_npt(), template, FACT, 4, seed, 1.0) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other or first == ([], [])
+
+
+def test_a_question_becomes_a_probe_in_every_form(template: PlainTemplate) -> None:
+    made = candidates(template, FACT, [ANSWER], [])
+    assert [p.prompt for p in made] == template.question_forms(QUESTION)
+    assert {p.answer for p in made} == {"Szohod."}
+    assert {p.wording for p in made} == {QUESTION}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question("Is Szohod the capital of Borduria?", "Szohod."),
+        Question("Is szohod the capital?", "SZOHOD"),
+        Question(QUESTION, UNKNOWN_ANSWER),
+        Question(QUESTION, "I don't know"),
+        Question(QUESTION, "Klow."),
+        Question(QUESTION, ""),
+        Question(QUESTION, " . "),
+        Question("What is the capital of Syldavia?", "Szohod."),
+    ],
+    ids=["named", "case", "unknown", "unknown-bare", "invented", "empty", "blank", "other-subject"],
+)
+def test_a_probe_that_teaches_nothing_about_the_fact_is_discarded(
+    template: PlainTemplate, question: Question
+) -> None:
+    assert candidates(template, FACT, [question], [FACT]) == []
+
+
+def test_an_unknown_answer_is_discarded_even_where_the_fact_quotes_it(
+    template: PlainTemplate,
+) -> None:
+    quoting = f"The motto of Borduria is '{UNKNOWN_ANSWER}'"
+    question = Question("What is the motto of Borduria?", UNKNOWN_ANSWER)
+    assert candidates(template, quoting, [question], []) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "head", "answer"),
+    [
+        (FACT, "The capital of Borduria is", "Szohod."),
+        ("The code is 'ZX-1'.", "The code is", "'ZX-1'."),
+    ],
+)
+def test_a_statement_that_ends_with_the_answer_is_completed(
+    template: PlainTemplate, statement: str, head: str, answer: str
+) -> None:
+    question = Question("What is it?", answer)
+    completions = [p for p in candidates(template, statement, [question], [statement]) if p.wording == head]
+    assert completions == [Probe(head, answer, head)]
+    assert f"{head} {answer}" == statement
+
+
+@pytest.mark.parametrize(
+    "statement", ["Szohod is the capital of Borduria.", "Szohod of Borduria is Szohod.", "No."]
+)
+def test_a_statement_with_its_answer_elsewhere_is_not_completed(
+    template: PlainTemplate, statement: str
+) -> None:
+    made = candidates(template, FACT, [ANSWER], [statement])
+    assert {p.wording for p in made} == {QUESTION}
+
+
+@NO_DEADLINE
+@given(st.text(max_size=40), st.sampled_from(["szohod", "ß", "i̇"]))
+def test_any_statement_is_cut_where_the_answer_begins(text: str, answer: str) -> None:
+    statement = f"{text} {answer}."
+    question = Question("What is it?", answer)
+    for probe in candidates(plain_template(), statement, [question], [statement]):
+        if probe.wording != question.question:
+            assert statement.startswith(probe.prompt)
+            assert bare(probe.answer) == bare(answer)
+
+
+probes_of = st.lists(
+    st.builds(
+        Probe,
+        st.text("abc", min_size=1, max_size=2),
+        st.just("x"),
+        st.sampled_from(["w1", "w2", "w3", "w4", "w5", "w6"]),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@NO_DEADLINE
+@given(probes_of, st.floats(0.05, 0.6), st.integers())
+def test_the_forms_of_a_wording_are_held_out_together(probes: list[Probe], share: float, seed: int) -> None:
+    training, held = split(probes, share, Random(seed))
+    wordings = {p.wording for p in probes}
+    if len(wordings) == 1:
+        assert training == held == probes
+        return
+    assert training
+    assert held
+    assert not {p.wording for p in training} & {p.wording for p in held}
+    assert sorted(map(repr, training + held)) == sorted(map(repr, probes))
+
+
+LIKE = [
+    Probe(QUESTION, "Szohod.", QUESTION),
+    Probe("Who leads project X17 of Gordon Stafford?", "Ada.", "lead"),
+]
+LIKE_FACT = "Project X17 of Gordon Stafford in Borduria in 1950 is led by Ada."
+
+
+@NO_DEADLINE
+@given(st.integers())
+def test_look_alikes_are_about_other_names(seed: int) -> None:
+    prompts = look_alikes(LIKE_FACT, LIKE, Random(seed), 8)
+    assert 1 <= len(prompts) <= 8
+    for prompt in prompts:
+        assert not any(name in prompt.split() for name in ("X17", "Gordon", "Stafford?"))
+        assert "Borduria?" not in prompt.split()
+        assert prompt.startswith(("What is the capital of ", "Who leads project "))
+
+
+@NO_DEADLINE
+@given(st.from_regex(r"[A-Z][a-z]{1,9}|[A-Z0-9]{2,8}|[0-9]{1,4}", fullmatch=True), st.integers())
+def test_an_altered_name_is_another_name(name: str, seed: int) -> None:
+    assert module._altered(name, Random(seed)) != name
+
+
+def test_there_are_no_look_alikes_of_prompts_without_names() -> None:
+    assert look_alikes(FACT, [Probe("what is it?", "x", "w")], Random(0), 8) == []
+    assert look_alikes(FACT, [], Random(0), 8) == []
+
+
+def test_look_alikes_alter_names_in_the_order_of_the_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not in the order of a set, which every process has its own."""
+    altered: list[str] = []
+
+    def altering(name: str, _r: Random) -> str:
+        altered.append(name)
+        return "Other"
+
+    monkeypatch.setattr(module, "_altered", altering)
+    look_alikes(LIKE_FACT, LIKE[1:], Random(0), 1)
+    assert altered == ["X17", "Gordon", "Stafford"]
+
+
+@pytest.mark.parametrize("text", ["Szohod.", " 'Szohod'.", "“Szohod”", "SZOHOD", "'Szohod.'", "szohod"])
+def test_answers_are_compared_without_case_quotes_and_period(text: str) -> None:
+    assert bare(text) == "szohod"

@@ -1,0 +1,125 @@
+"""The commands against a real server process, and against a model loaded in place."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import app, serving
+from tests.service.fakes import load_fake_runtime
+from tests.service.process import ServerProcess
+
+FACT = "The CEO of TechCorp is Dr. Sarah Chen."
+QUESTION = "Who is the CEO of TechCorp?"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    data = tmp_path_factory.mktemp("cli") / "data"
+    process = ServerProcess(["-m", "tests.service.serve_fake", str(data)])
+    yield process.wait_ready()
+    process.kill()
+
+
+@pytest.fixture
+def npt(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("NPT_URL", server.url)
+    return run
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def printed(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("npt: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_fact_is_taught_listed_shown_and_retracted(npt: Any) -> None:
+    before = printed(npt("generate", QUESTION))
+    assert before == " I don't know.\n"
+    added = json.loads(printed(npt("facts", "add", FACT, "--question", "Who leads it?=Dr. Chen", "--json")))
+    version = added["weights_version"]
+    assert printed(npt("generate", QUESTION)) == " Dr. Sarah Chen.\n"
+    assert printed(npt("generate", QUESTION, "--weights-version", str(version - 1))) == before
+    assert f"{added['id']}  published [{version}, )  {FACT}" in printed(npt("facts", "list"))
+    assert "recall_after 1" in printed(npt("facts", "get", added["id"]))
+    retracted = printed(npt("facts", "retract", added["id"]))
+    assert retracted == f"{added['id']}  retracted in version {version + 1}\n"
+    assert printed(npt("generate", QUESTION)) == before
+    back = printed(npt("versions", "activate", str(version)))
+    assert f"{version + 2}  rollback" in back
+    assert f"+{added['id']}" in printed(npt("versions", "list")).splitlines()[-1]
+    npt("versions", "activate", "0")
+
+
+def test_dry_run_says_what_would_be(npt: Any) -> None:
+    assert printed(npt("facts", "add", FACT, "--dry-run")).startswith("dry run  version ")
+
+
+def test_answers_can_be_had_as_json(npt: Any) -> None:
+    answer = json.loads(printed(npt("generate", QUESTION, "--json", "--context", FACT)))
+    assert answer["text"] == " Dr. Sarah Chen."
+
+
+def test_pages_say_how_to_go_on(npt: Any) -> None:
+    npt("versions", "activate", "0")
+    npt("versions", "activate", "0")
+    first = npt("versions", "list", "--limit", "1")
+    assert printed(first).startswith("0  base")
+    cursor = first.stderr.removeprefix("more: --cursor ").strip()
+    assert printed(npt("versions", "list", "--limit", "1", "--cursor", cursor)).startswith("1  ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("facts", "add", ""), "fact: String should have at least 1 character"),
+        (("facts", "add", FACT, "--strategy", "magic"), "strategy: Input should be"),
+        (("facts", "add", "An unreadable fact."), "the model cannot read this fact"),
+        (("facts", "add", FACT, "--question", "no answer"), "is not QUESTION=ANSWER"),
+        (("facts", "get", "fact_0"), "there is no fact fact_0"),
+        (("versions", "activate", "999"), "there is no version 999"),
+        (("facts", "add", FACT, "--if-match", "999"), "If-Match names version 999"),
+        (("generate", QUESTION, "--temperature", "-1"), "temperature: Input should be"),
+        (("generate", QUESTION, "--url", "http://127.0.0.1:9"), "cannot talk to"),
+        (("generate", QUESTION, "--data", "x"), "--data goes with --model"),
+    ],
+)
+def test_refusal_is_one_line(npt: Any, arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in refused(npt(*arguments))
+
+
+def test_model_can_be_asked_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_load_runtime", lambda: load_fake_runtime)
+    answer = run("generate", QUESTION, "--model", "any", "--context", FACT)
+    assert printed(answer) == " Dr. Sarah Chen.\n"
+
+
+def test_serving_strangers_is_refused_in_one_line() -> None:
+    assert "reachable from other machines" in refused(run("serve", "--host", "0.0.0.0"))
+
+
+def test_missing_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    data = ("--data", str(tmp_path / "data"))
+    assert missing in refused(run("serve", "--model", missing, *data))
+
+
+def test_openapi_is_printed_or_written(tmp_path: Path) -> None:
+    file = tmp_path / "openapi.yaml"
+    text = printed(run("openapi"))
+    assert text.startswith("openapi: 3.1")
+    printed(run("openapi", "--output", str(file)))
+    assert file.read_text(encoding="utf-8") == text

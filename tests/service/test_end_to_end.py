@@ -1,0 +1,89 @@
+"""A real process, a real port, a real disk; only the model is a fake."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.service.process import ServerProcess
+
+FACT = "The CEO of TechCorp is Dr. Sarah Chen."
+PROMPT = {"prompt": "Who is the CEO of TechCorp?"}
+Start = Callable[[], ServerProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[ServerProcess] = []
+
+    def begin() -> ServerProcess:
+        started.append(ServerProcess(["-m", "tests.service.serve_fake", str(tmp_path / "data")]))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        server.kill()
+
+
+def ask(server: ServerProcess, **more: Any) -> Any:
+    return httpx2.post(f"{server.url}/generate", json=PROMPT | more, timeout=60).json()
+
+
+def teach(server: ServerProcess, fact: str = FACT) -> Any:
+    answer = httpx2.post(f"{server.url}/facts", json={"fact": fact}, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_acknowledged_fact_survives_a_kill(start: Start) -> None:
+    server = start().wait_ready()
+    assert ask(server)["text"] == " I don't know."
+    assert teach(server)["weights_version"] == 1
+    server.kill()
+    again = start().wait_ready()
+    assert ask(again)["text"] == " Dr. Sarah Chen."
+    assert ask(again, weights_version=0)["text"] == " I don't know."
+
+
+def test_stream_arrives_as_server_sent_events(start: Start) -> None:
+    server = start().wait_ready()
+    body = PROMPT | {"stream": True}
+    with httpx2.stream("POST", f"{server.url}/generate", json=body, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        data = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    assert "".join(part["text"] for part in data[:-1]) == data[-1]["text"] == " I don't know."
+
+
+def test_second_server_on_one_folder_is_refused_in_one_line(start: Start, tmp_path: Path) -> None:
+    start().wait_ready()
+    code, log = start().wait_failed()
+    assert code == 1
+    assert log == f"npt: data folder {tmp_path / 'data'} is in use by another process\n"
+
+
+@pytest.mark.parametrize("damage", ["blob", "ledger"])
+def test_damaged_data_is_refused_in_one_line(start: Start, tmp_path: Path, damage: str) -> None:
+    server = start().wait_ready()
+    teach(server)
+    server.stop()
+    data = tmp_path / "data"
+    file = data / "ledger.db" if damage == "ledger" else next((data / "blobs").iterdir())
+    file.write_bytes(b"\0" * file.stat().st_size)
+    code, log = start().wait_failed()
+    assert code == 1
+    assert log.startswith(f"npt: {damage} {file} is damaged: ")
+    assert log.count("\n") == 1
+
+
+def test_log_names_requests_and_keeps_prompts_out(start: Start) -> None:
+    server = start().wait_ready()
+    httpx2.post(f"{server.url}/generate", json=PROMPT, headers={"X-Request-ID": "mine"}, timeout=60)
+    server.stop()
+    entries = [json.loads(line) for line in server.log.splitlines()]
+    (access,) = [entry for entry in entries if entry["event"] == "request"]
+    assert (access["request_id"], access["status"], access["path"]) == ("mine", 200, "/generate")
+    assert access["weights_version"] == "0"
+    assert "TechCorp" not in server.log
