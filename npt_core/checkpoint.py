@@ -206,9 +206,7 @@ def _check_tensors(folder: Path, config: NPTConfig, found: dict[str, Shape]) -> 
     missing = sorted(expected.keys() - found.keys() - optional)
     if missing:
         raise MissingWeights(f"{folder} lacks {_listed(missing)}")
-    unexpected = sorted(
-        name for name in found.keys() - expected.keys() if not _OBSOLETE.search(name)
-    )
+    unexpected = sorted(name for name in found.keys() - expected.keys() if not _OBSOLETE.search(name))
     if unexpected:
         raise UnexpectedWeights(f"{folder} holds tensors of another model: {_listed(unexpected)}")
     wrong = [

@@ -65,9 +65,7 @@ class Comparison:
         return _aligned(rows)
 
 
-def compare(
-    models: Mapping[str, Model], input_ids: Tensor, *, top: int = 3, repeats: int = 3
-) -> Comparison:
+def compare(models: Mapping[str, Model], input_ids: Tensor, *, top: int = 3, repeats: int = 3) -> Comparison:
     """Run every model on `input_ids` `[1, T]`; the first one is the reference.
 
     Raises:
@@ -111,9 +109,7 @@ def _check(models: Mapping[str, Model], input_ids: Tensor, top: int, repeats: in
 
 
 @torch.no_grad()
-def _measured(
-    model: Model, input_ids: Tensor, repeats: int
-) -> tuple[Tensor, tuple[float, ...], float]:
+def _measured(model: Model, input_ids: Tensor, repeats: int) -> tuple[Tensor, tuple[float, ...], float]:
     """Logits `[T, vocab]` in fp32 on the CPU, norms per layer, median seconds."""
     ids = input_ids.to(model.device)
     norms: list[float] = []

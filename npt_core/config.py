@@ -83,9 +83,7 @@ def _resolve_name(name: str, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))
     if name == "upper_half":
         return tuple(range(num_layers // 2, num_layers))
-    raise ValueError(
-        f"unknown layer selection {name!r}: use 'all', 'upper_half' or a list of indices"
-    )
+    raise ValueError(f"unknown layer selection {name!r}: use 'all', 'upper_half' or a list of indices")
 
 
 def _checked_index(index: object, num_layers: int) -> int:
@@ -104,9 +102,7 @@ def _normalised_layers(layers: Mapping[Any, Any], num_layers: int) -> dict[str, 
     for key, variant in layers.items():
         index = _checked_index(_parse_index(key), num_layers)
         if variant not in VARIANTS:
-            raise ValueError(
-                f"unknown variant {variant!r} for layer {index}: use one of {list(VARIANTS)}"
-            )
+            raise ValueError(f"unknown variant {variant!r} for layer {index}: use one of {list(VARIANTS)}")
         if index in found:
             raise ValueError(f"npt_layers names layer {index} twice")
         found[index] = variant

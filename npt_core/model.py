@@ -113,9 +113,7 @@ class NPTModel(NPTPreTrainedModel):
                 modulation_scale=modulation_scale,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
 
 
 class NPTForCausalLM(NPTPreTrainedModel, GenerationMixin):

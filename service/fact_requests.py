@@ -38,6 +38,4 @@ def _write_request(asked: FactIn) -> WriteRequest:
     }
     questions = tuple(Question(entry.question, entry.answer) for entry in asked.questions)
     given = {name: value for name, value in optional.items() if value is not None}
-    return WriteRequest(
-        asked.fact, questions, asked.strategy.value, token_idx=asked.token_idx, **given
-    )
+    return WriteRequest(asked.fact, questions, asked.strategy.value, token_idx=asked.token_idx, **given)

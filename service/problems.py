@@ -30,31 +30,19 @@ class Kind:
 
 
 MALFORMED = Kind("npt:malformed-request", HTTPStatus.BAD_REQUEST, "The request cannot be read")
-INVALID = Kind(
-    "npt:invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY, "The request does not fit the schema"
-)
-MEDIA = Kind(
-    "npt:unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be JSON"
-)
+INVALID = Kind("npt:invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY, "The request does not fit the schema")
+MEDIA = Kind("npt:unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be JSON")
 NOT_FOUND = Kind("npt:not-found", HTTPStatus.NOT_FOUND, "There is nothing at this address")
-NOT_ALLOWED = Kind(
-    "npt:method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This method is not offered here"
-)
+NOT_ALLOWED = Kind("npt:method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "This method is not offered here")
 FOREIGN_HOST = Kind(
     "npt:foreign-host", HTTPStatus.MISDIRECTED_REQUEST, "This server answers only to local names"
 )
-TOO_LARGE = Kind(
-    "npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request body is too large"
-)
-INTERNAL = Kind(
-    "npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why"
-)
+TOO_LARGE = Kind("npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request body is too large")
+INTERNAL = Kind("npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why")
 FACT_NOT_FOUND = Kind("npt:fact-not-found", HTTPStatus.NOT_FOUND, "No such fact")
 VERSION_NOT_FOUND = Kind("npt:version-not-found", HTTPStatus.NOT_FOUND, "No such version")
 RETRACTED = Kind("npt:fact-already-retracted", HTTPStatus.CONFLICT, "The fact is retracted already")
-KEY_CONFLICT = Kind(
-    "npt:idempotency-conflict", HTTPStatus.CONFLICT, "The key was used for another request"
-)
+KEY_CONFLICT = Kind("npt:idempotency-conflict", HTTPStatus.CONFLICT, "The key was used for another request")
 KEY_IN_FLIGHT = Kind(
     "npt:idempotency-key-in-flight",
     HTTPStatus.CONFLICT,
@@ -75,21 +63,15 @@ NOT_RECALLED = Kind(
     HTTPStatus.UNPROCESSABLE_ENTITY,
     "The model does not recall this fact after writing it, so it was not kept",
 )
-OVERLOADED = Kind(
-    "npt:overloaded", HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait", retry=True
-)
-DRAINING = Kind(
-    "npt:draining", HTTPStatus.SERVICE_UNAVAILABLE, "The server is shutting down", retry=True
-)
+OVERLOADED = Kind("npt:overloaded", HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait", retry=True)
+DRAINING = Kind("npt:draining", HTTPStatus.SERVICE_UNAVAILABLE, "The server is shutting down", retry=True)
 NOT_REACHED = Kind(
     "npt:version-not-reached",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The version asked for is not published yet",
     retry=True,
 )
-READ_ONLY = Kind(
-    "npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written"
-)
+READ_ONLY = Kind("npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written")
 DISK_FULL = Kind("npt:disk-full", HTTPStatus.INSUFFICIENT_STORAGE, "There is no room on the disk")
 BLOB_DAMAGED = Kind(
     "npt:blob-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "Stored weights are missing or damaged"
@@ -185,15 +167,11 @@ def kinds() -> Iterator[Kind]:
 
 
 def _problem(kind: Kind, detail: str | None = None, **extra: Any) -> Problem:
-    return Problem(
-        type=kind.type, title=kind.title, status=int(kind.status), detail=detail, **extra
-    )
+    return Problem(type=kind.type, title=kind.title, status=int(kind.status), detail=detail, **extra)
 
 
 def _fields(error: Exception) -> list[FieldProblem] | None:
-    if not isinstance(
-        error, consolidation.InvalidRequest | engine.InvalidSampling | commands.InvalidField
-    ):
+    if not isinstance(error, consolidation.InvalidRequest | engine.InvalidSampling | commands.InvalidField):
         return None
     return [FieldProblem(field=error.field, reason=error.reason)]
 

@@ -90,9 +90,7 @@ class Writer:
                 raise FactNotFound(fact_id)
             if stored.state is FactState.RETRACTED:
                 raise FactAlreadyRetracted(fact_id, stored.died or 0)
-            version = self._commit(
-                Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,)), {}
-            )
+            version = self._commit(Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,)), {})
             self._metrics.facts.labels("retracted").inc()
             return Moved(version)
 
@@ -104,9 +102,7 @@ class Writer:
                 raise UnknownVersion(target, newest)
             then, today = self._ledger.live(target), self._ledger.live(newest)
             births, deaths = then - today, today - then
-            change = Change(
-                newest, VersionKind.ROLLBACK, tuple(births), tuple(deaths), target=target
-            )
+            change = Change(newest, VersionKind.ROLLBACK, tuple(births), tuple(deaths), target=target)
             return Moved(self._commit(change, self.load(births)))
 
     def load(self, fact_ids: Iterable[str]) -> dict[str, Weights]:
@@ -130,9 +126,7 @@ class Writer:
             blob=blob,
             created_at=now(),
         )
-        change = Change(
-            version, VersionKind.FACT, births=(fact.id,), new_fact=fact, key=command.key
-        )
+        change = Change(version, VersionKind.FACT, births=(fact.id,), new_fact=fact, key=command.key)
         self._commit(change, {fact.id: consolidated.weights})
         return fact
 

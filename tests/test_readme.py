@@ -119,6 +119,4 @@ def test_readme_names_only_targets_that_exist() -> None:
     targets = sorted(set(re.findall(r"^(?:\$ )?make ([a-z-]+)", README, re.MULTILINE)))
     assert "serve" in targets
     for target in targets:
-        subprocess.run(
-            ["make", "-n", target], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True
-        )
+        subprocess.run(["make", "-n", target], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)

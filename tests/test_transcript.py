@@ -70,6 +70,4 @@ def test_different_outputs(printed: str, real: str) -> None:
 
 
 def test_a_printed_id_stands_for_the_real_one() -> None:
-    assert compare('{"items": [{"id": "fact_1"}]}', '{"items": [{"id": "fact_9"}]}') == {
-        "fact_1": "fact_9"
-    }
+    assert compare('{"items": [{"id": "fact_1"}]}', '{"items": [{"id": "fact_9"}]}') == {"fact_1": "fact_9"}

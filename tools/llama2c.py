@@ -171,9 +171,7 @@ def read_pieces(path: Path) -> list[tuple[str, float]]:
     Raises:
         FormatError: truncated, not UTF-8, or without the three special tokens.
     """
-    pieces = [
-        (piece.replace(" ", _SPACE), score) for piece, score in _raw_pieces(path.read_bytes())
-    ]
+    pieces = [(piece.replace(" ", _SPACE), score) for piece, score in _raw_pieces(path.read_bytes())]
     names = tuple(piece.strip() for piece, _ in pieces[: len(_SPECIAL)])
     if names != _SPECIAL:
         raise FormatError(f"the first tokens are {names}, expected {_SPECIAL}")
@@ -252,9 +250,7 @@ def import_checkpoint(model: Path, tokenizer: Path, output: Path) -> None:
     """
     llama, pieces = read_model(model), read_pieces(tokenizer)
     if len(pieces) != llama.config.vocab_size:
-        raise FormatError(
-            f"the tokenizer has {len(pieces)} tokens, the model {llama.config.vocab_size}"
-        )
+        raise FormatError(f"the tokenizer has {len(pieces)} tokens, the model {llama.config.vocab_size}")
     llama.save_pretrained(output)
     build_tokenizer(pieces, llama.config.max_position_embeddings).save_pretrained(output)
 

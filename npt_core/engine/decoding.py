@@ -26,9 +26,7 @@ class CausalModel(Protocol):
 class Decoder:
     """Draws the tokens of one sequence, for ever; the caller decides when it is enough."""
 
-    def __init__(
-        self, model: CausalModel, request: GenerationRequest, index: int, version: int
-    ) -> None:
+    def __init__(self, model: CausalModel, request: GenerationRequest, index: int, version: int) -> None:
         self._model = model
         self._request = request
         self._index = index
@@ -44,9 +42,7 @@ class Decoder:
         self._fed = len(self._seen)
         token = self._sampler.choose(logits, self._seen)
         self._seen.append(token)
-        return TokenEvent(
-            self._index, token, *top_logprobs(logits, token, self._request.params.logprobs)
-        )
+        return TokenEvent(self._index, token, *top_logprobs(logits, token, self._request.params.logprobs))
 
     @torch.inference_mode()
     def _logits(self, ids: list[int]) -> Tensor:

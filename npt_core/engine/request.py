@@ -35,9 +35,7 @@ class SamplingParams:
         _require(0 <= self.temperature < float("inf"), "temperature", "must be 0 or a number above")
         _require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
         _require(self.top_k >= 0, "top_k", "must be at least 0")
-        _require(
-            0 < self.repetition_penalty < float("inf"), "repetition_penalty", "must be above 0"
-        )
+        _require(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "must be above 0")
         _require(self.logprobs is None or self.logprobs >= 0, "logprobs", "must be at least 0")
         _require(self.n >= 1, "n", "must be at least 1")
         _require(self.seed is None or 0 <= self.seed < SEED_LIMIT, "seed", "must be in [0, 2^63)")

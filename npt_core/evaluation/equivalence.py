@@ -39,7 +39,7 @@ def compare_with_teacher(teacher: Path, model: Path, facts: int, documents: int)
 
 def _measured(source: Path, facts: int, documents: int) -> dict[str, Any]:
     folder = resolve_folder(source)
-    model = load_model(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = load_model(folder, dtype=torch.float32, attn_implementation="sdpa")
     template = PlainTemplate(load_tokenizer(folder))
     rows = corpus_rows(template, documents, model.config.max_position_embeddings // 2)
     learned = random_facts(facts, EQUIVALENCE_SEED)

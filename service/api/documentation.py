@@ -27,9 +27,7 @@ def _entry(kinds: list[Kind]) -> dict[str, Any]:
         },
     }
     if any(kind.retry for kind in kinds):
-        entry["headers"] = {
-            "Retry-After": {"description": "seconds", "schema": {"type": "integer"}}
-        }
+        entry["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return entry
 
 

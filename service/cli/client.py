@@ -38,9 +38,7 @@ class Client:
         answer: dict[str, Any] = response.json()
         return answer
 
-    async def stream(
-        self, path: str, body: Mapping[str, Any]
-    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Server-sent events, as name and data. Raises `ClientError`."""
         async with self._http.stream("POST", path, json=body) as response:
             if response.is_error:
@@ -56,14 +54,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(
-    url: str, transport: httpx2.AsyncBaseTransport | None = None
-) -> AsyncIterator[Client]:
+async def connected(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Client]:
     """A client of the server at `url`. Network errors become `ClientError`."""
     try:
-        async with httpx2.AsyncClient(
-            base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S
-        ) as http:
+        async with httpx2.AsyncClient(base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S) as http:
             yield Client(http)
     except httpx2.HTTPError as error:
         reason = str(error) or type(error).__name__

@@ -9,9 +9,7 @@ from service.cli.layers import parse_layers
 
 
 def command(
-    models: Annotated[
-        list[str], typer.Argument(help="One checkpoint, to see it as V1 and V2; or several.")
-    ],
+    models: Annotated[list[str], typer.Argument(help="One checkpoint, to see it as V1 and V2; or several.")],
     prompt: Annotated[str, typer.Option(help="The input.")] = "Who is the CEO of TechCorp?",
     layers: Annotated[
         str, typer.Option(help="Of one checkpoint: all, upper_half, or numbers such as 2,3.")

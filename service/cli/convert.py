@@ -19,9 +19,7 @@ def command(
     layers: Annotated[str, typer.Option(help="all, upper_half, or numbers such as 2,3.")] = "all",
     variant: Annotated[str, typer.Option(help="v1 (exact) or v2 (to be trained).")] = "v1",
     rank: Annotated[int | None, typer.Option(help="Rank of new adapters.")] = None,
-    modulation_type: Annotated[
-        str | None, typer.Option(help="additive, multiplicative or both.")
-    ] = None,
+    modulation_type: Annotated[str | None, typer.Option(help="additive, multiplicative or both.")] = None,
     seed: Annotated[int, typer.Option(help="For new adapters.")] = 0,
 ) -> None:
     """Convert layers of a checkpoint to V1 or V2."""

@@ -41,9 +41,7 @@ def add(
         list[int] | None, typer.Option(help="A layer to write; may be given several times.")
     ] = None,
     token_idx: Annotated[int | None, typer.Option(help="The token to consolidate.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="factual_recall, reasoning or creative.")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="factual_recall, reasoning or creative.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, write nothing.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="Makes a repeat safe.")] = None,
     if_match: IfMatch = None,
@@ -92,9 +90,7 @@ def get(fact_id: str, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
 
 
 @app.command()
-def retract(
-    fact_id: str, if_match: IfMatch = None, as_json: Json = False, url: Url = DEFAULT_URL
-) -> None:
+def retract(fact_id: str, if_match: IfMatch = None, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Make the model forget a fact."""
     headers = {"If-Match": etag(if_match)}
     answer = ask(url, lambda client: client.call("DELETE", f"/facts/{fact_id}", headers=headers))

@@ -7,9 +7,7 @@ import typer
 
 
 def command(
-    output: Annotated[
-        Path | None, typer.Option(help="Write this file instead of standard output.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write this file instead of standard output.")] = None,
 ) -> None:
     """Print the OpenAPI document of the service."""
     from service.openapi import render

@@ -18,9 +18,7 @@ IfMatch = Annotated[int | None, typer.Option(help="Write only if this is the new
 DEFAULT_URL = URL
 
 
-def ask(
-    url: str, question: Callable[[Client], Coroutine[Any, Any, dict[str, Any]]]
-) -> dict[str, Any]:
+def ask(url: str, question: Callable[[Client], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
     """Ask the server at `url` one question; a refusal is told in one line."""
 
     async def asking() -> dict[str, Any]:

@@ -31,9 +31,7 @@ def list_versions(
 
 
 @app.command()
-def activate(
-    version: int, if_match: IfMatch = None, as_json: Json = False, url: Url = DEFAULT_URL
-) -> None:
+def activate(version: int, if_match: IfMatch = None, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Make a new version that knows exactly what VERSION knows."""
     headers = {"If-Match": etag(if_match)}
     path = f"/versions/{version}/activate"

@@ -41,8 +41,7 @@ class WrongCheckpoint(LedgerError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"ledger {path} belongs to another checkpoint: serve that one, or give another data "
-            "folder"
+            f"ledger {path} belongs to another checkpoint: serve that one, or give another data folder"
         )
 
 

@@ -52,9 +52,7 @@ class Reference:
         gate = n @ self.weights[prefix + "mlp.gate_proj.weight"].T
         gate = self._modulated(gate, a, prefix + "mlp.adapter.", scale)
         up = n @ self.weights[prefix + "mlp.up_proj.weight"].T
-        return (
-            h + (gate / (1 + (-gate).exp()) * up) @ self.weights[prefix + "mlp.down_proj.weight"].T
-        )
+        return h + (gate / (1 + (-gate).exp()) * up) @ self.weights[prefix + "mlp.down_proj.weight"].T
 
     def _modulated(self, gate: Tensor, a: Tensor, prefix: str, scale: float) -> Tensor:
         if prefix + "A.weight" not in self.weights:
@@ -73,8 +71,7 @@ class Reference:
         c, length = self.config, len(x)
         width = c.hidden_size // c.num_attention_heads
         q, k, v = (
-            (x @ self.weights[f"{prefix}{name}_proj.weight"].T).view(length, -1, width)
-            for name in "qkv"
+            (x @ self.weights[f"{prefix}{name}_proj.weight"].T).view(length, -1, width) for name in "qkv"
         )
         q, k = self._rotated(q), self._rotated(k)
         heads = []

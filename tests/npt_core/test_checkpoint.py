@@ -147,9 +147,7 @@ def test_a_missing_tensor_is_never_initialised_at_random(folder: Path) -> None:
     refused(folder, MissingWeights, r"lacks model\.layers\.1\.mlp\.up_proj\.weight")
 
 
-def test_an_npt_checkpoint_without_an_adapter_is_refused(
-    llama: LlamaForCausalLM, tmp_path: Path
-) -> None:
+def test_an_npt_checkpoint_without_an_adapter_is_refused(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     mixed_npt(llama).save_pretrained(tmp_path)
     edit_weights(tmp_path, drop="model.layers.2.mlp.adapter.B_add.weight")
     refused(tmp_path, MissingWeights, "adapter.B_add")

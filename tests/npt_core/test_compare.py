@@ -80,9 +80,7 @@ def test_a_directory_can_be_compared(llama: LlamaForCausalLM, ids: Tensor, tmp_p
         ({"repeats": 0}, "repeats"),
     ],
 )
-def test_a_wrong_call_is_refused(
-    llama: LlamaForCausalLM, values: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_call_is_refused(llama: LlamaForCausalLM, values: dict[str, Any], message: str) -> None:
     call = {"models": {"base": llama}, "input_ids": torch.tensor([[1, 5]]), **values}
     with pytest.raises(ValueError, match=message):
         compare(**call)

@@ -109,9 +109,7 @@ def test_a_bank_is_not_copied(llama: LlamaForCausalLM) -> None:
         ({"layers": [2], "modulation_type": "additive"}, "keep adapters"),
     ],
 )
-def test_a_wrong_conversion_is_refused(
-    llama: LlamaForCausalLM, values: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_conversion_is_refused(llama: LlamaForCausalLM, values: dict[str, Any], message: str) -> None:
     source = convert_llama_to_npt(llama, [0, 1], rank=6)
     with pytest.raises(ValueError, match=message):
         convert_llama_to_npt(source, **values)
@@ -141,9 +139,7 @@ def test_loading_twice_gives_the_same_weights(llama: LlamaForCausalLM, tmp_path:
     assert all(torch.equal(second[name], weight) for name, weight in first.items())
 
 
-def test_an_npt_directory_loads_as_it_is(
-    llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path
-) -> None:
+def test_an_npt_directory_loads_as_it_is(llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
     model = mixed_npt(llama)
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, attn_implementation="eager")

@@ -19,9 +19,7 @@ class Letters:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_answer_changes_and_the_weights_stay_only_if_kept(
-    llama: LlamaForCausalLM, keep: bool
-) -> None:
+def test_the_answer_changes_and_the_weights_stay_only_if_kept(llama: LlamaForCausalLM, keep: bool) -> None:
     model = mixed_npt(llama)
     before = [layer.mlp.gate_proj.weight.detach().clone() for layer in model.model.layers]
     shown = demonstrate_permanent_update(

@@ -60,9 +60,7 @@ def test_v1_gives_the_loss_and_gradients_of_the_llama(llama: LlamaForCausalLM, i
 
 @pytest.mark.parametrize("kind", MODULATION_TYPES)
 @pytest.mark.parametrize("scale", [1.0, 0.0, 0.4])
-def test_the_model_is_its_formulas(
-    llama: LlamaForCausalLM, ids: Tensor, kind: Any, scale: float
-) -> None:
+def test_the_model_is_its_formulas(llama: LlamaForCausalLM, ids: Tensor, kind: Any, scale: float) -> None:
     model = mixed_npt(llama, modulation_type=kind).double()
     got = model(ids[:1], modulation_scale=scale).logits[0]
     # transformers computes norms and rope in fp32, whatever the dtype of the model.
@@ -79,9 +77,7 @@ def test_attention_of_a_v2_layer_reaches_the_stream_only_through_the_adapter(
     torch.testing.assert_close(*off)
 
 
-def test_scale_zero_is_the_base_in_v1_and_may_differ_by_request(
-    llama: LlamaForCausalLM, ids: Tensor
-) -> None:
+def test_scale_zero_is_the_base_in_v1_and_may_differ_by_request(llama: LlamaForCausalLM, ids: Tensor) -> None:
     model = awakened(convert_llama_to_npt(llama, rank=4))
     assert torch.equal(model(ids, modulation_scale=0.0).logits, llama(ids).logits)
     per_row = model(ids, modulation_scale=torch.tensor([0.0, 1.0])).logits
@@ -103,9 +99,7 @@ def test_cached_decoding_is_full_recomputation(
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_left_padding_changes_nothing(
-    mixed: NPTForCausalLM, ids: Tensor, implementation: str
-) -> None:
+def test_left_padding_changes_nothing(mixed: NPTForCausalLM, ids: Tensor, implementation: str) -> None:
     mixed.set_attn_implementation(implementation)
     tokens, mask = padded(ids, 5)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -137,9 +131,7 @@ def test_greedy_generation_takes_the_most_likely_token(mixed: NPTForCausalLM, id
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_version_and_scale_travel_through_generate(
-    mixed: NPTForCausalLM, ids: Tensor, beams: int
-) -> None:
+def test_version_and_scale_travel_through_generate(mixed: NPTForCausalLM, ids: Tensor, beams: int) -> None:
     plastic = mixed.model.layers[2].mlp.plastic = Shift()
     scales: list[Any] = []
     mixed.model.layers[2].mlp.register_forward_pre_hook(lambda _m, args: scales.append(args[3]))

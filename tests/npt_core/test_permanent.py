@@ -42,18 +42,14 @@ def test_the_update_is_the_sum_of_the_factors_and_reverting_is_bit_exact(
     handle = model.consolidate_weights(ids[:1], alpha=1.0)
     for layer, factors in handle.factors.items():
         weight = model.model.layers[layer].mlp.gate_proj.weight
-        torch.testing.assert_close(
-            weight - before[layer], torch.outer(*factors), atol=1e-6, rtol=1e-4
-        )
+        torch.testing.assert_close(weight - before[layer], torch.outer(*factors), atol=1e-6, rtol=1e-4)
     assert not torch.allclose(model(ids).logits, logits)
     handle.revert()
     assert unchanged(model, before)
     assert torch.equal(model(ids).logits, logits)
 
 
-def test_in_bf16_factors_are_fp32_and_reverting_is_bit_exact(
-    model: NPTForCausalLM, ids: Tensor
-) -> None:
+def test_in_bf16_factors_are_fp32_and_reverting_is_bit_exact(model: NPTForCausalLM, ids: Tensor) -> None:
     model.bfloat16()
     before = gates(model)
     handle = model.consolidate_weights(ids[:1], alpha=1.0)
@@ -89,8 +85,7 @@ def test_applying_later_is_the_same_as_at_once(model: NPTForCausalLM, ids: Tenso
 
 def test_negative_and_positive_token_indices_agree(model: NPTForCausalLM, ids: Tensor) -> None:
     last, same = (
-        model.consolidate_weights(ids[:1], token_idx=index, apply=False).factors
-        for index in (-1, 12)
+        model.consolidate_weights(ids[:1], token_idx=index, apply=False).factors for index in (-1, 12)
     )
     assert all(torch.equal(last[layer].left, same[layer].left) for layer in last)
 

@@ -50,9 +50,7 @@ def shapes(tied: bool) -> dict[str, tuple[int, ...]]:
 def written(path: Path, tied: bool) -> dict[str, Tensor]:
     """Writes a random checkpoint to `path` and returns its tensors."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes(tied).items()
-    }
+    tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes(tied).items()}
     vocab = len(PIECES) if tied else -len(PIECES)
     header = struct.pack("<7i", DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, vocab, CONTEXT)
     path.write_bytes(header + b"".join(t.numpy().tobytes() for t in tensors.values()))
@@ -94,9 +92,7 @@ def rotated(x: Tensor, position: int, width: int) -> Tensor:
     return x
 
 
-def attended(
-    q: Tensor, keys: list[Tensor], values: list[Tensor], width: int, shared: int
-) -> Tensor:
+def attended(q: Tensor, keys: list[Tensor], values: list[Tensor], width: int, shared: int) -> Tensor:
     k, v = (torch.stack(each).view(len(each), -1, width) for each in (keys, values))
     heads = []
     for head, query in enumerate(q.view(-1, width)):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import color_sequences
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -25,9 +26,11 @@ def draw(results: Results, path: Path) -> None:
     first, second = figure.subplots(2, 2)
     panels = [*first, *second]
     found = rows(results.records, lambda key: key.protocol in ("sequence", "at once"))
+    names = [name for name in dict.fromkeys(_line(row.key) for row in found) if name is not None]
     for axes, (metric, label, factor) in zip(panels, _AXES, strict=False):
-        for name in dict.fromkeys(_line(row.key) for row in found):
-            _curve(axes, [row for row in found if _line(row.key) == name], metric, factor, name)
+        for number, name in enumerate(names):
+            points = [row for row in found if _line(row.key) == name]
+            _curve(axes, points, metric, factor, name, color_sequences["tab20"][number % 20])
         axes.set(xlabel="facts", ylabel=label, xscale="log")
         axes.grid(alpha=0.3)
     panels[2].set_yscale("symlog", linthresh=1.0)
@@ -44,14 +47,24 @@ def _line(key: Key) -> str | None:
     return key.method if key.order == "random" else f"{key.method}, {key.order}"
 
 
-def _curve(axes: Any, points: Sequence[Row], metric: str, factor: float, name: str | None) -> None:
+def _curve(axes: Any, points: Sequence[Row], metric: str, factor: float, name: str, color: Any) -> None:
     shown = sorted((p for p in points if metric in p.metrics), key=lambda p: p.key.facts)
-    if name is None or not shown:
+    if not shown:
         return
     values = [factor * p.metrics[metric].mean for p in shown]
     halves = [factor * (p.metrics[metric].half or 0.0) for p in shown]
     style = "--" if "clustered" in name else "-"
-    axes.errorbar([p.key.facts for p in shown], values, halves, marker="o", ms=3, lw=1, ls=style, label=name)
+    axes.errorbar(
+        [p.key.facts for p in shown],
+        values,
+        halves,
+        marker="o",
+        ms=3,
+        lw=1,
+        ls=style,
+        label=name,
+        color=color,
+    )
 
 
 def _capacity(axes: Any, results: Results) -> None:

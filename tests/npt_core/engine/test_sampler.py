@@ -58,9 +58,7 @@ def test_top_p_keeps_the_likeliest_and_enough(scores: Tensor, p: float) -> None:
     assert scores.softmax(-1)[kept].sum() >= p - 1e-5
 
 
-@given(
-    SCORES, st.floats(0.1, 3.0), st.integers(0, 5), st.floats(0.05, 1.0), st.integers(0, 2**63 - 1)
-)
+@given(SCORES, st.floats(0.1, 3.0), st.integers(0, 5), st.floats(0.05, 1.0), st.integers(0, 2**63 - 1))
 def test_same_seed_same_token_and_always_a_kept_one(
     scores: Tensor, temperature: float, k: int, p: float, seed: int
 ) -> None:

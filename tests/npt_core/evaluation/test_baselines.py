@@ -108,9 +108,8 @@ def test_modulation_changes_gates(subject: Subject) -> None:
 
 def test_fine_tuning_lowers_the_loss_of_its_probes(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     from npt_core.consolidation.columns import align
-    from npt_core.consolidation.probes import Probe
 
-    probe = align(subject.template, FACTS[0].statement, Probe("Who is it?", "Boris.", "w"))
+    probe = align(subject.template, FACTS[0].statement, "Who is it?", [7, 9])
     monkeypatch.setattr(FineTuning, "_probes", staticmethod(lambda _s, _t: (probe,)))
 
     def loss() -> float:
