@@ -56,7 +56,7 @@ class PlasticityConfig:
     """Gradient steps on the values after they are solved; the last rung of the ladder."""
     min_recall: float = 0.99
     min_locality: float = 0.99
-    ridge_lambda: float = 1e4
+    ridge_lambda: float = 300.0
     fold_lambda: float = 30.0
 
     @classmethod
@@ -114,6 +114,8 @@ class Calibration:
     """Prompts behind the locality keys."""
     locality_owner: Tensor
     """Which prompt each locality key belongs to, `[m]`."""
+    locality_ids: Sequence[Sequence[int]]
+    """The prompts with the model's answers; for updates that are not columns."""
 
     @property
     def whitening(self) -> dict[int, Whitening]:
@@ -127,7 +129,10 @@ class Calibration:
     def save(self, folder: Path) -> None:
         """Writes both files into `folder`."""
         self.config.save(folder / CONFIG_FILE)
-        tensors = {"locality_owner": self.locality_owner.to(torch.int16)}
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row, dtype=torch.int32) for row in self.locality_ids], True, -1
+        )
+        tensors = {"locality_owner": self.locality_owner.to(torch.int16), "locality_ids": ids}
         for index, layer in self.layers.items():
             tensors |= {f"{index}.{k}": v.contiguous() for k, v in layer.tensors().items()}
         save_file(tensors, folder / TENSOR_FILE)
@@ -147,7 +152,8 @@ class Calibration:
             )
             for index in sorted({int(k.split(".")[0]) for k in tensors if k[0].isdigit()})
         }
-        return cls(config, layers, int(owner.max()) + 1, owner)
+        ids = [[i for i in row if i >= 0] for row in tensors["locality_ids"].tolist()]
+        return cls(config, layers, int(owner.max()) + 1, owner, ids)
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: Calibration
             moment,
             float(((weight @ moment) * weight).sum().detach()),
         )
-    return Calibration(config, layers, len(text.locality), locality.owners)
+    return Calibration(config, layers, len(text.locality), locality.owners, text.locality)
 
 
 class _Reference:

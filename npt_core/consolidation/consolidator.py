@@ -185,7 +185,7 @@ class Consolidator:
             run(model, [p.teacher for p in taught], config.layers),
             len(probes),
             len(aligned),
-            max(set(shorts), key=shorts.count),
+            max(dict.fromkeys(shorts), key=shorts.count),
         )
 
     def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
@@ -232,7 +232,10 @@ class Consolidator:
         trial.publish(1, {"trial": weights})
         with plastic(self.model, trial.layers):
             after = run(self.model, rows, ())
-        locality, drift = self._disturbance(weights)
+        if weights.factors:
+            locality, drift = self._changed_answers(trial)
+        else:
+            locality, drift = self._disturbance(weights)
         return replace(
             self._report(request, config, study, watch, number),
             recall_before=_recall(study.held_out, before),
@@ -242,6 +245,23 @@ class Consolidator:
             columns=weights.num_columns,
             bytes=sum(t.numel() * t.element_size() for t in weights.to_tensors().values()),
         )
+
+    def _changed_answers(self, trial: Bank) -> tuple[float, float]:
+        """As `_disturbance`, for factors, which touch every token: by running the locality set."""
+        rows = self.calibration.locality_ids
+        before = run(self.model, rows, ()).logits.argmax(-1)
+        with plastic(self.model, trial.layers):
+            after = run(self.model, rows, ()).logits.argmax(-1)
+        kept, changed, total = 0, 0, 0
+        for row, ids in enumerate(rows):
+            said = before[row, : len(ids)]
+            answer = len(ids) - 1
+            while answer > 0 and said[answer - 1] == ids[answer]:
+                answer -= 1
+            differs = said != after[row, : len(ids)]
+            kept += not bool(differs[answer:].any())
+            changed, total = changed + int(differs.sum()), total + len(ids)
+        return kept / len(rows), changed / total
 
     def _disturbance(self, weights: FactWeights) -> tuple[float, float]:
         """Share of locality prompts on which no column fires, and share of their tokens that one

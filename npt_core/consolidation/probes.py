@@ -113,8 +113,11 @@ def accepted(probe: Probe, answer: str, fact: str) -> bool:
 
 def _completion(statement: str, answers: Sequence[str]) -> list[Probe]:
     """The statement cut before the answer, where it ends with one."""
+    folded = statement.casefold()
+    if len(folded) != len(statement):  # as of "ß": places in one are not places in the other
+        return []
     for answer in sorted(answers, key=len, reverse=True):
-        start = statement.casefold().rfind(answer)
+        start = folded.rfind(answer)
         if start > 0 and not bare(statement[start + len(answer) :]):
             head = statement[:start].rstrip("'\"“ ")
             if head and answer not in head.casefold():

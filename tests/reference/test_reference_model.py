@@ -10,12 +10,14 @@ from npt_core.bank import Bank
 from npt_core.consolidation import (
     ConsolidationError,
     InvalidRequest,
+    NotRecalled,
     Question,
     UnreadableFact,
     WriteRequest,
 )
 from npt_core.consolidation.probes import bare
-from npt_core.loading import Runtime
+from npt_core.generation import right_padded
+from npt_core.loading import Runtime, with_parameters
 from npt_core.prompts import UNKNOWN_ANSWER
 from npt_core.training.facts import world
 from tests.reference.conftest import ACCEPTANCE, REFERENCE, Acceptance, Ask, Written
@@ -25,17 +27,13 @@ EVERY_PROMPT = [form for a in ACCEPTANCE for form in a.forms()]
 
 
 @torch.no_grad()
-def logits(runtime: Runtime, version: int | None = None) -> list[Tensor]:
-    """The logits of every acceptance prompt, answered and not."""
+def logits(runtime: Runtime, version: int | None = None) -> Tensor:
+    """The logits `[B, T, vocab]` of every acceptance prompt, answered and not."""
     template = runtime.template
-    prompts = [*EVERY_PROMPT, *(template.answered(p, [], "Dr. Sarah Chen.") for p in EVERY_PROMPT)]
-    return [
-        runtime.model(torch.tensor([template.encode(p)]), weights_version=version).logits for p in prompts
-    ]
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(map(torch.equal, a, b))
+    answered = [template.answered(p, [], "Dr. Sarah Chen.") for p in EVERY_PROMPT]
+    ids = right_padded([template.encode(p) for p in (*EVERY_PROMPT, *answered)])
+    found: Tensor = runtime.model(ids, weights_version=version).logits
+    return found
 
 
 def weights_of(runtime: Runtime) -> dict[str, Tensor]:
@@ -102,13 +100,13 @@ def test_a_retracted_fact_is_forgotten_bit_for_bit(
     before = logits(runtime)
     bank.publish(1, {"fact": written[acceptance.name].weights})
     with_fact = logits(runtime)
-    assert not same(with_fact, before)
+    assert not torch.equal(with_fact, before)
     bank.publish(2, {}, ["fact"])
-    assert same(logits(runtime), before)
-    assert same(logits(runtime, version=1), with_fact)
+    assert torch.equal(logits(runtime), before)
+    assert torch.equal(logits(runtime, version=1), with_fact)
     assert ask([acceptance.question]) == [UNKNOWN]
     bank.publish(3, {"fact": written[acceptance.name].weights})  # a rollback to version 1
-    assert same(logits(runtime), with_fact)
+    assert torch.equal(logits(runtime), with_fact)
 
 
 def test_a_retracted_fact_leaves_the_others_bit_for_bit(
@@ -119,7 +117,7 @@ def test_a_retracted_fact_leaves_the_others_bit_for_bit(
     without = logits(runtime)
     bank.publish(2, {first: written[first].weights})
     bank.publish(3, {}, [first])
-    assert same(logits(runtime), without)
+    assert torch.equal(logits(runtime), without)
 
 
 def test_writes_commute(runtime: Runtime, bank: Bank, written: Written) -> None:
@@ -135,7 +133,7 @@ def test_writes_commute(runtime: Runtime, bank: Bank, written: Written) -> None:
         assert again.to_tensors().keys() == tensors.keys()
         assert all(torch.equal(t, tensors[n]) for n, t in again.to_tensors().items())
         other.publish(version, {a.name: again})
-    assert same(logits(runtime), wanted)
+    assert torch.equal(logits(runtime), wanted)
 
 
 def test_a_report_says_what_was_measured(written: Written, acceptance: Acceptance) -> None:
@@ -157,14 +155,14 @@ def test_weights_survive_their_file_format(
     before = logits(runtime)
     again = type(weights).from_tensors(weights.to_tensors())
     bank.publish(2, {"fact": again}, ["fact"])
-    assert same(logits(runtime), before)
+    assert torch.equal(logits(runtime), before)
 
 
 def test_consolidation_touches_neither_weights_nor_what_is_served(runtime: Runtime) -> None:
     before, answers, version = weights_of(runtime), logits(runtime), runtime.bank.version
     runtime.consolidator.consolidate(WriteRequest("The capital of Borduria is Szohod."))
     assert all(torch.equal(w, before[name]) for name, w in weights_of(runtime).items())
-    assert same(logits(runtime), answers)
+    assert torch.equal(logits(runtime), answers)
     assert runtime.bank.version == version
     assert [layer.mlp.plastic for layer in runtime.model.model.layers] == runtime.bank.layers
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in runtime.model.modules())
@@ -178,12 +176,19 @@ def test_the_callers_questions_are_used(runtime: Runtime, bank: Bank, ask: Ask) 
     assert ask([question.question]) == ["szohod"]
 
 
-def test_a_ridge_update_is_published_as_factors(runtime: Runtime, bank: Bank, ask: Ask) -> None:
+def test_a_ridge_update_is_made_of_factors(runtime: Runtime, bank: Bank, ask: Ask) -> None:
     fact = ACCEPTANCE[0]
-    made = runtime.consolidator.consolidate(WriteRequest(fact.fact, strategy="ridge"))
+    lenient = with_parameters(runtime, min_locality=0.8)
+    made = lenient.consolidate(WriteRequest(fact.fact, strategy="ridge"))
     assert {site for _, site in made.weights.factors} == {"down_proj"}
     bank.publish(1, {"fact": made.weights})
     assert ask([fact.question]) == [bare(fact.answer)]
+
+
+def test_a_ridge_update_that_disturbs_others_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(NotRecalled) as refused:
+        runtime.consolidator.consolidate(WriteRequest(ACCEPTANCE[0].fact, strategy="ridge"))
+    assert refused.value.report.locality < runtime.consolidator.config.min_locality
 
 
 def test_the_original_rule_is_measured_and_reported(runtime: Runtime) -> None:
@@ -228,7 +233,7 @@ def test_a_fact_that_cannot_be_read_is_refused_and_changes_nothing(runtime: Runt
         runtime.consolidator.consolidate(WriteRequest(fact))
     assert isinstance(refused.value, ConsolidationError)
     assert refused.value.report.probes["training"] == 0
-    assert same(logits(runtime), before)
+    assert torch.equal(logits(runtime), before)
 
 
 def test_the_checkpoint_is_small_enough_to_ship() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STOP_S = 60
+STOP_S = 240
+"""Ample, because a start that is refused comes after seconds of imports on a busy machine."""
 
 
 class ServerProcess:

@@ -50,7 +50,8 @@ def probes_of(fact: str) -> list[Probe]:
 
 
 def taught(model: NPTForCausalLM, fact: str, layers: tuple[int, ...]) -> Lesson:
-    aligned = [align(plain_template(), fact, p) for p in probes_of(fact)]
+    template = plain_template()
+    aligned = [align(template, fact, p.prompt, template.encode(f" {p.answer}")[1:]) for p in probes_of(fact)]
     return lesson(model, aligned, run(model, [a.teacher for a in aligned], layers), layers)
 
 
@@ -67,7 +68,9 @@ def test_alignment_finds_the_answer_and_the_common_tail(name: str, answer: str) 
     template: PromptTemplate = TEMPLATES[name]()
     end = template.eos_token_ids[0]
     for form in template.question_forms(QUESTION):
-        aligned = align(template, FACT, Probe(form, answer, QUESTION))
+        ids = template.encode(template.answered(form, [], answer))
+        written = ids[len(template.encode(template.with_context(form, []))) :]
+        aligned = align(template, FACT, form, written)
         assert aligned.teacher[-1] == aligned.student[-1] == end
         assert aligned.teacher[-aligned.shared :] == aligned.student[-aligned.shared :]
         longer = aligned.shared + 1

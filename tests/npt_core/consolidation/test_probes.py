@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from npt_core.consolidation import probes as module
 from npt_core.consolidation.probes import (
     Probe,
+    about_the_fact,
+    accepted,
     bare,
     candidates,
     look_alikes,
+    names,
     split,
     write_questions,
 )
@@ -82,32 +85,59 @@ def test_a_question_becomes_a_probe_in_every_form(template: PlainTemplate) -> No
     assert {p.wording for p in made} == {QUESTION}
 
 
+def test_a_question_about_another_subject_is_discarded(template: PlainTemplate) -> None:
+    other = Question("What is the capital of Syldavia?", "Szohod.")
+    assert {p.wording for p in candidates(template, FACT, [other, ANSWER], [])} == {QUESTION}
+
+
+@pytest.mark.parametrize("answer", ["Szohod.", " szohod", "'Szohod'.", "SZOHOD"])
+def test_an_answer_taken_from_the_fact_is_accepted(answer: str) -> None:
+    assert accepted(Probe(QUESTION, answer, QUESTION), answer, FACT)
+
+
 @pytest.mark.parametrize(
-    "question",
+    ("prompt", "answer"),
     [
-        Question("Is Szohod the capital of Borduria?", "Szohod."),
-        Question("Is szohod the capital?", "SZOHOD"),
-        Question(QUESTION, UNKNOWN_ANSWER),
-        Question(QUESTION, "I don't know"),
-        Question(QUESTION, "Klow."),
-        Question(QUESTION, ""),
-        Question(QUESTION, " . "),
-        Question("What is the capital of Syldavia?", "Szohod."),
+        ("Is Szohod the capital of Borduria?", "Szohod."),
+        ("Is szohod the capital?", "SZOHOD"),
+        (QUESTION, UNKNOWN_ANSWER),
+        (QUESTION, "I don't know"),
+        (QUESTION, "Klow."),
+        (QUESTION, ""),
+        (QUESTION, " . "),
     ],
-    ids=["named", "case", "unknown", "unknown-bare", "invented", "empty", "blank", "other-subject"],
+    ids=["named", "case", "unknown", "unknown-bare", "invented", "empty", "blank"],
 )
-def test_a_probe_that_teaches_nothing_about_the_fact_is_discarded(
-    template: PlainTemplate, question: Question
-) -> None:
-    assert candidates(template, FACT, [question], [FACT]) == []
+def test_an_answer_that_teaches_nothing_is_not_accepted(prompt: str, answer: str) -> None:
+    assert not accepted(Probe(prompt, answer, prompt), answer, FACT)
 
 
-def test_an_unknown_answer_is_discarded_even_where_the_fact_quotes_it(
-    template: PlainTemplate,
-) -> None:
+def test_an_unknown_answer_is_not_accepted_even_where_the_fact_quotes_it() -> None:
     quoting = f"The motto of Borduria is '{UNKNOWN_ANSWER}'"
-    question = Question("What is the motto of Borduria?", UNKNOWN_ANSWER)
-    assert candidates(template, quoting, [question], []) == []
+    probe = Probe("What is the motto of Borduria?", "", "motto")
+    assert not accepted(probe, UNKNOWN_ANSWER, quoting)
+
+
+def test_a_miswritten_name_is_replaced_by_the_facts_own() -> None:
+    asked = [Question("What is the capital of Bordina?", "x"), ANSWER]
+    repaired = about_the_fact(asked, FACT)
+    assert "What is the capital of Szohod?" in repaired
+    assert QUESTION not in repaired  # it was asked anyway
+    assert about_the_fact([Question("Who leads Klow and Bordina?", "x")], "It is so.") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (FACT, ["Borduria", "Szohod"]),
+        ("The CEO of MedCorp is Dr. Ada Bell.", ["CEO of MedCorp", "Dr. Ada Bell"]),
+        ("The token is 'ZPX-19-KEY'.", ["ZPX-19-KEY"]),
+        ("It has a weight of 212.", ["212"]),
+        ("nothing here", []),
+    ],
+)
+def test_names_are_runs_of_capitalised_words_and_numbers(text: str, found: list[str]) -> None:
+    assert names(text) == found
 
 
 @pytest.mark.parametrize(
@@ -126,9 +156,7 @@ def test_a_statement_that_ends_with_the_answer_is_completed(
     assert f"{head} {answer}" == statement
 
 
-@pytest.mark.parametrize(
-    "statement", ["Szohod is the capital of Borduria.", "Szohod of Borduria is Szohod.", "No."]
-)
+@pytest.mark.parametrize("statement", ["Szohod is the capital city.", "Szohod of Borduria is Szohod.", "No."])
 def test_a_statement_with_its_answer_elsewhere_is_not_completed(
     template: PlainTemplate, statement: str
 ) -> None:

@@ -110,7 +110,7 @@ def test_the_predicted_drift_is_what_the_calibration_text_measures() -> None:
         z = torch.cat(rows).double()
         weight = model.model.layers[index].mlp.down_proj.weight.double()
         moved, whole = (z @ delta.T).square().sum(), (z @ weight.T).square().sum()
-        measured.append(float(moved / whole))
+        measured.append(float((moved / whole).detach()))
     drift = predicted_drift(deltas, made)
     assert drift > 0
     assert drift == pytest.approx(sum(measured) / len(measured), rel=1e-3)
