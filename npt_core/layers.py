@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from npt_core.config import NPTConfig
+from npt_core.config import ModulationType, NPTConfig
 
 B_ADD_STD = 0.02
 """Start of `B_add` in a v2 layer: large enough that attention reaches the stream at once."""
@@ -165,8 +165,8 @@ class NPTMLP(LlamaMLP):
         return g if self.plastic is None else self.plastic.gate(n, g, weights_version)
 
     @torch.no_grad()
-    def rank_one(self, n: Tensor, attn: Tensor, alpha: float) -> RankOne:
-        """The modulation of one token as an update of `gate_proj`.
+    def rank_one(self, n: Tensor, attn: Tensor, alpha: float, part: ModulationType = "both") -> RankOne:
+        """The modulation of one token, or one `part` of it, as an update of `gate_proj`.
 
         `dW = alpha [(W_g n) * mult + add] n^T / |n|^2` for `n`, `attn` `[d]`: at `alpha` 1 the
         gate of this token without context becomes what the context made it.
@@ -176,7 +176,10 @@ class NPTMLP(LlamaMLP):
         """
         if self.adapter is None:
             raise ValueError("a plain Llama layer has no modulation to consolidate")
-        modulation: Modulation = self.adapter(attn[None, None])
+        add, mult = self.adapter(attn[None, None])
+        modulation = Modulation(
+            None if part == "multiplicative" else add, None if part == "additive" else mult
+        )
         change = modulation.change(self._gate(n[None, None], None))[0, 0]
         right = n.to(change.dtype)
         square = right.square().sum()

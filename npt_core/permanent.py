@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npt_core.config import LayerSpec, resolve_layers
+from npt_core.config import LayerSpec, ModulationType, resolve_layers
 from npt_core.layers import NPTMLP, RankOne
 
 
@@ -77,6 +77,7 @@ def consolidate_modulation(
     token_idx: int = -1,
     alpha: float = 0.1,
     apply: bool = True,
+    part: ModulationType = "both",
 ) -> Consolidation:
     """Run an `NPTForCausalLM` on `input_ids` `[1, T]` and consolidate one token in each layer.
 
@@ -93,7 +94,7 @@ def consolidate_modulation(
         model(input_ids=input_ids, use_cache=False)
     position = token_idx % length
     factors = {
-        layer: mlp.rank_one(seen[layer][0][0, position], seen[layer][1][0, position], alpha)
+        layer: mlp.rank_one(seen[layer][0][0, position], seen[layer][1][0, position], alpha, part)
         for layer, mlp in mlps.items()
     }
     handle = Consolidation(factors, mlps)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from npt_core.bank import FactWeights
+from npt_core.config import ModulationType
 
 Strategy = Literal["bank", "ridge", "modulation"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -15,7 +16,7 @@ PresetName = Literal["factual_recall", "reasoning", "creative"]
 class Preset:
     """Settings of the original rules for one use."""
 
-    modulation_type: str
+    modulation_type: ModulationType
     alpha: float
 
 

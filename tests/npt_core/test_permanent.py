@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from npt_core.config import NPTConfig
+from npt_core.layers import NPTMLP
 from npt_core.model import NPTForCausalLM
 from npt_core.permanent import StaleConsolidation
 from tests.npt_core.helpers import mixed_npt
@@ -114,3 +116,17 @@ def test_a_model_without_adapters_is_refused(llama: LlamaForCausalLM, ids: Tenso
         layer.mlp.adapter = None
     with pytest.raises(ValueError, match="nothing to consolidate"):
         model.consolidate_weights(ids[:1])
+
+
+@pytest.mark.parametrize("part", ["additive", "multiplicative"])
+def test_parts_of_the_modulation_add_up(part: str) -> None:
+    torch.manual_seed(0)
+    config = NPTConfig(hidden_size=8, intermediate_size=12, num_attention_heads=2, npt_layers={"0": "v2"})
+    mlp = NPTMLP(config, "v2")
+    torch.nn.init.normal_(mlp.adapter.B_mult.weight)
+    n, attn = torch.randn(8), torch.randn(8)
+    other = "multiplicative" if part == "additive" else "additive"
+    both = mlp.rank_one(n, attn, 1.0)
+    parts = [mlp.rank_one(n, attn, 1.0, p).left for p in (part, other)]
+    assert torch.allclose(parts[0] + parts[1], both.left, atol=1e-6)
+    assert not torch.allclose(parts[0], both.left)

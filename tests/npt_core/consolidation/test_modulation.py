@@ -5,9 +5,10 @@ import torch
 
 from npt_core.bank import Bank
 from npt_core.consolidation import InvalidRequest, WriteRequest
-from npt_core.consolidation.modulation import modulation_weights
+from npt_core.consolidation.modulation import checked_ids, modulation_weights
 from npt_core.consolidation.request import PRESETS
 from npt_core.model import NPTForCausalLM
+from npt_core.permanent import consolidate_modulation
 from npt_core.prompts import PlainTemplate
 from tests.npt_core.helpers import mixed_npt
 from tests.npt_core.tiny import FACT, new_llama, new_npt, plain_template
@@ -61,11 +62,13 @@ def test_layers_are_chosen(model: NPTForCausalLM, template: PlainTemplate) -> No
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_sets_alpha(model: NPTForCausalLM, template: PlainTemplate, preset: str) -> None:
-    by_preset = modulation_weights(model, template, request(preset=preset, alpha=1.0))
-    by_alpha = modulation_weights(model, template, request(alpha=PRESETS[preset].alpha))
-    for key, factors in by_alpha.factors.items():
-        assert torch.equal(by_preset.factors[key].left, factors.left)
+def test_a_preset_sets_alpha_and_part(model: NPTForCausalLM, template: PlainTemplate, preset: str) -> None:
+    chosen = PRESETS[preset]
+    ids = torch.tensor([checked_ids(template, request())])
+    expected = consolidate_modulation(model, ids, "all", -1, chosen.alpha, False, chosen.modulation_type)
+    made = modulation_weights(model, template, request(preset=preset, alpha=1.0))
+    for (layer, _), factors in made.factors.items():
+        assert torch.equal(factors.left[0], expected.factors[layer].left)
 
 
 @pytest.mark.parametrize("token_idx", [1000, -1000])
