@@ -18,7 +18,7 @@ from npt_core.bank import Bank
 from npt_core.checkpoint import CheckpointError, resolve_folder
 from npt_core.config import resolve_layers
 from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, calibrate
-from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
+from npt_core.consolidation.calibration import CONFIG_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
 from npt_core.model import NPTForCausalLM
@@ -50,7 +50,7 @@ class Runtime:
     bank: Bank
     consolidator: Consolidator
     fingerprint: str
-    """SHA-256 of the configuration and weights: facts belong to one checkpoint."""
+    """SHA-256 of configuration, weights and calibration: facts belong to one checkpoint."""
 
     @property
     def num_layers(self) -> int:
@@ -102,13 +102,14 @@ def end_ids(model: NPTForCausalLM, tokenizer: Any) -> tuple[int, ...]:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """SHA-256 over `config.json` and every weights file, in name order."""
+    """SHA-256 over `config.json` and every safetensors file, in name order.
+
+    The calibration is part of it: stored keys mean nothing in another key space.
+    """
     digest = hashlib.sha256()
-    calibration = (CONFIG_FILE, TENSOR_FILE)
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        if path.name not in calibration:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
