@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+MIN_SHARED = 8
+"""Tokens that prompts must share before reading them once is worth a pass of its own."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -34,7 +37,7 @@ def generate(
     """The new ids of each prompt, in order, without the end token; a version for all or each."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: list[list[int]] = [[] for _ in prompts]
-    generator = torch.Generator().manual_seed(decoding.seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
         chunk = order[start : start + decoding.batch_size]
         versions = (
@@ -56,8 +59,14 @@ def _batch(
     generator: torch.Generator,
     weights_version: int | Tensor | None,
 ) -> list[list[int]]:
-    ids, mask = left_padded(prompts)
     cache, rows = DynamicCache(), list(range(len(prompts)))
+    shared = 0 if isinstance(weights_version, Tensor) else _shared_prefix(prompts)
+    if shared:  # a context that all prompts begin with is read once
+        start = _on_device(model, torch.tensor([prompts[0][:shared]]))
+        model(input_ids=start, past_key_values=cache, use_cache=True, weights_version=weights_version)
+        cache.batch_repeat_interleave(len(prompts))
+    ids, mask = (_on_device(model, t) for t in left_padded([p[shared:] for p in prompts]))
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
     answers: list[list[int]] = [[] for _ in prompts]
     for _ in range(decoding.max_new_tokens):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -71,20 +80,33 @@ def _batch(
             weights_version=weights_version,
         ).logits[:, -1]
         tokens = _choose(logits.float(), decoding, generator)
-        going = [k for k, token in enumerate(tokens.tolist()) if token not in decoding.end_ids]
+        chosen = tokens.tolist()
+        going = [k for k, token in enumerate(chosen) if token not in decoding.end_ids]
         for k in going:
-            answers[rows[k]].append(int(tokens[k]))
+            answers[rows[k]].append(chosen[k])
         if not going:
             break
         if len(going) < len(rows):  # ended rows leave the batch, so that the last ones run fast
-            keep = torch.tensor(going)
+            keep = torch.tensor(going, device=ids.device)
             cache.batch_select_indices(keep)
             tokens, mask, rows = tokens[keep], mask[keep], [rows[k] for k in going]
             if isinstance(weights_version, Tensor):
-                weights_version = weights_version[keep]
+                weights_version = weights_version[keep.cpu()]
         ids = tokens[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
     return answers
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, one of each left; 0 where sharing would not pay."""
+    first, last = min(prompts), max(prompts)
+    limit = min(len(p) for p in prompts) - 1
+    length = next((k for k in range(limit) if first[k] != last[k]), limit)
+    return length if len(prompts) > 1 and length >= MIN_SHARED else 0
+
+
+def _on_device(model: nn.Module, tensor: Tensor) -> Tensor:
+    return tensor.to(next(model.parameters()).device)
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,10 @@ REFERENCE_CHUNK = 128
 NEAR_DUPLICATE = 0.96
 WITHIN_RIDGE = 0.02
 """Share of the mean variance inside classes that keeps rare directions from exploding."""
+PROMPT_SHARE = 0.5
+"""Share of the second moment that comes from the ends of prompts: they are rare in text, and what is
+folded into weights must leave the prompts about other facts alone.
+"""
 KEY_SCALE = 127.0
 """Reference keys are unit vectors kept as int8; the error of a cosine is below 0.01."""
 
@@ -77,7 +81,7 @@ class LayerStatistics:
     whitening: Whitening
     reference: Tensor  # [n, p] float32
     locality: Tensor  # [m, p] float32
-    second_moment: Tensor  # [d_ffn, d_ffn] float32: E[z z^T]
+    second_moment: Tensor  # [d_ffn, d_ffn] float32: E[z z^T] over text and ends of prompts
     output_energy: float  # E|W z|^2
 
     def tensors(self) -> dict[str, Tensor]:
@@ -191,11 +195,13 @@ def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: Calibration
     layers = {}
     for index in config.layers:
         weight = model.model.layers[index].mlp.down_proj.weight.float()
-        moment = reference.moments[index] / reference.tokens
+        asked = prompts.last(index)
+        text_moment = reference.moments[index] / reference.tokens
+        moment = (1 - PROMPT_SHARE) * text_moment + PROMPT_SHARE * asked.T @ asked / len(asked)
         key = whitening[index].key
         layers[index] = LayerStatistics(
             whitening[index],
-            thinned(torch.cat([*reference.keys[index], key(prompts.last(index))])),
+            thinned(torch.cat([*reference.keys[index], key(asked)])),
             key(locality.joined(index)),
             moment,
             float(((weight @ moment) * weight).sum().detach()),

@@ -3,9 +3,9 @@
     Delta = T W K^T (K W K^T + M)^-1,   M = lambda C0 + mu I
 
 with keys `K [d_ffn, n]`, values `T [d, n]`, and `C0 = E[z z^T]` of ordinary text. By the
-push-through identity this equals `T (W^-1 + K^T M^-1 K)^-1 K^T M^-1`; the side with the smaller
-system is solved. Everything is float64 in the order of fact ids, so the same facts give the same
-bytes in any order.
+push-through identity this equals `T (W^-1 + K^T M^-1 K)^-1 K^T M^-1`: the form with few columns is
+solved for one fact, the form of size d_ffn for a fold. Everything is float64 in the order of fact ids,
+so the same facts give the same bytes in any order.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ import torch
 from npt_core.checkpoint import resolve_folder
 from npt_core.convert import load_model
 from npt_core.evaluation.drift import corpus_rows
-from npt_core.evaluation.exam import questions, random_facts, statements
+from npt_core.evaluation.exam import questions, random_facts, says, statements
 from npt_core.evaluation.speaker import Speaker, logits
 from npt_core.generation import right_padded
 from npt_core.loading import load_tokenizer
@@ -48,7 +48,7 @@ def _measured(source: Path, facts: int, documents: int) -> dict[str, Any]:
     speaker = Speaker(model, template)
     contexts = [[sentences[item.owner]] for item in items]
     answers = speaker.answers([item.prompt for item in items], contexts=contexts)
-    right = sum(a == item.expected for a, item in zip(answers, items, strict=True))
+    right = sum(says(a, item.expected) for a, item in zip(answers, items, strict=True))
     return {"perplexity": _perplexity(model, rows), "reading": right / len(items), "prompts": len(items)}
 
 

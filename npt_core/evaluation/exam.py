@@ -1,8 +1,8 @@
 """What is asked: about the facts, on wordings that no one was taught, and about their neighbours.
 
 Recall: the first held-out question in every form a user types. Paraphrase: the second held-out
-question in every form, and the held-out statements cut before the answer. Bystanders are prompts
-that the facts must not touch.
+question in every form, and the held-out statements cut before the answer, after which the sentence may
+go on. Bystanders are prompts that the facts must not touch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -138,25 +138,19 @@ class Examiner:
         self._known.update(zip(new, self.base.answers(new), strict=True))
         return [self._known[p] for p in prompts]
 
-    def right(
+    def answers(
         self,
         speaker: Speaker,
         items: Sequence[Item],
         version: int | Callable[[int], int] | None = None,
-        refused: Collection[int] = (),
         context: Callable[[int], Sequence[str]] | None = None,
-    ) -> list[bool]:
-        """Whether each item is answered as expected; a refused fact's never is.
-
-        `version` and `context` may depend on the fact an item is about.
-        """
-        answers = speaker.answers(
+    ) -> list[str]:
+        """What `speaker` says; `version` and `context` may depend on the fact an item is about."""
+        return speaker.answers(
             [i.prompt for i in items],
             [version(i.owner) for i in items] if callable(version) else version,
             None if context is None else [context(i.owner) for i in items],
         )
-        pairs = zip(items, answers, strict=True)
-        return [item.owner not in refused and answer == item.expected for item, answer in pairs]
 
     def recall(
         self,
@@ -166,9 +160,12 @@ class Examiner:
         refused: Collection[int] = (),
         context: Callable[[int], Sequence[str]] | None = None,
     ) -> Metrics:
-        """Share of right answers, by group."""
-        right = self.right(speaker, items, version, refused, context)
-        return shares((item.group, ok) for item, ok in zip(items, right, strict=True))
+        """Share of right answers, by group; a refused fact's is never right."""
+        answers = self.answers(speaker, items, version, context)
+        return shares(
+            (item.group, item.owner not in refused and says(answer, item.expected))
+            for item, answer in zip(items, answers, strict=True)
+        )
 
     def locality(
         self,
@@ -179,8 +176,8 @@ class Examiner:
     ) -> Metrics:
         """Share of answers that are the base's: over all, by group, and of kept "I don't know."."""
         before = self.base_answers([i.prompt for i in items])
-        wanted = [Item(i.owner, i.group, i.prompt, b) for i, b in zip(items, before, strict=True)]
-        same = self.right(speaker, wanted, version, context=context)
+        after = self.answers(speaker, items, version, context)
+        same = [a == b for a, b in zip(after, before, strict=True)]
         unknown = bare(UNKNOWN_ANSWER)
         found = shares((item.group, ok) for item, ok in zip(items, same, strict=True))
         found |= shares(("locality", ok) for ok in same)
@@ -189,6 +186,12 @@ class Examiner:
             for item, ok, said in zip(items, same, before, strict=True)
             if item.resembles and said == unknown
         )
+
+
+def says(answer: str, expected: str) -> bool:
+    """Whether a bare `answer` is `expected`, or goes on after it: a completed sentence may."""
+    rest = answer.removeprefix(expected)
+    return answer.startswith(expected) and not rest[:1].isalnum()
 
 
 def shares(outcomes: Iterable[tuple[str, bool]]) -> Metrics:

@@ -168,11 +168,12 @@ def _context_line(r: Random, facts: list[Fact], split: Split, separator: str, fi
     line = partial(_line, r, split=split, first=first, separator=separator)
     roll = r.random()
     given = {_question_of(f): f for f in facts}
-    if roll < 0.76:
+    # The first line is about the context: so the model, asked to write a question itself, asks about it.
+    if first or roll < 0.80:
         return line(r.choice(facts))
-    if roll < 0.95:
+    if roll < 0.96:
         near = r.choice((neighbour, neighbour, same_subject))
-        other = near(r.choice(facts), r) if roll < 0.90 else random_fact(r)
+        other = near(r.choice(facts), r) if roll < 0.92 else random_fact(r)
         # The context wins over what is known by heart; only what is neither is not known.
         found = (_by_heart() | given).get(_question_of(other))
         return line(found or other, known=found is not None)

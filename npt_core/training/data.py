@@ -37,8 +37,21 @@ def document_ids(template: PromptTemplate, document: Document) -> list[int]:
     return ids
 
 
+class Rows(IterableDataset[tuple[Tensor, ...]]):
+    """Endless batches for a training run."""
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of one batch."""
+        raise NotImplementedError
+
+    def place(self, start: int, rank: int, world: int) -> None:
+        """Begins at batch `start`, as process `rank` of `world`."""
+        raise NotImplementedError
+
+
 @dataclass
-class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
+class PackedRows(Rows):
     """Batches `(ids [batch, length] int64, weights [batch, length] float32)`, from batch `start`
     on.
 
@@ -54,7 +67,16 @@ class PackedRows(IterableDataset[tuple[Tensor, Tensor]]):
     rank: int = 0
     world: int = 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens of one batch."""
+        return self.batch * (self.length - 1)
+
+    def place(self, start: int, rank: int, world: int) -> None:
+        """Begins at batch `start`, as process `rank` of `world`."""
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         number = self.start
         while True:
             yield self.batch_number(number * self.world + self.rank)

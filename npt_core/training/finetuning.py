@@ -35,7 +35,7 @@ FINETUNING_PRESETS: Mapping[str, FinetuningPreset] = {
 
 @dataclass(frozen=True)
 class FinetuningConfig:
-    """What is tuned, on what, for how long; `preset` must be a key of `FINETUNING_PRESETS`."""
+    """What is tuned, for which use, on what; `preset` must be a key of `FINETUNING_PRESETS`."""
 
     model: Path
     out: Path
@@ -47,6 +47,17 @@ class FinetuningConfig:
     data: Path | None = None
     mixed_precision: str = "bf16"
     compile: bool = True
+
+    def loop(self, learning_rate: float) -> LoopConfig:
+        """The settings of the training loop."""
+        return LoopConfig(
+            self.out,
+            self.steps,
+            learning_rate,
+            seed=self.seed,
+            mixed_precision=self.mixed_precision,
+            compile=self.compile,
+        )
 
 
 def finetune(config: FinetuningConfig) -> NPTForCausalLM:
@@ -66,16 +77,7 @@ def finetune(config: FinetuningConfig) -> NPTForCausalLM:
     model = load_model(config.model, attn_implementation="eager")
     rows = PackedRows(tokenizer, corpus, config.batch, config.length, config.seed + 4)
     config.out.mkdir(parents=True, exist_ok=True)
-    loop = LoopConfig(
-        out=config.out,
-        steps=config.steps,
-        learning_rate=preset.learning_rate,
-        embedding_learning_rate=preset.learning_rate,
-        seed=config.seed,
-        mixed_precision=config.mixed_precision,
-        compile=config.compile,
-    )
-    run(PretrainingLoss(model), rows, loop)
+    run(PretrainingLoss(model), rows, config.loop(preset.learning_rate))
     model.save_pretrained(config.out / "model")
     tokenizer.save_pretrained(config.out / "model")
     return model

@@ -5,6 +5,7 @@ a batch and returns named losses, the first of which (`loss`) is minimised.
 """
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from npt_core.training.data import PackedRows
+from npt_core.training.data import Rows
 
 WARMUP_SHARE, DECAY_SHARE = 0.03, 0.4
 LOG_EVERY = 10
@@ -31,7 +32,6 @@ class LoopConfig:
     out: Path
     steps: int
     learning_rate: float = 2e-3
-    embedding_learning_rate: float = 2e-3
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     checkpoint_every: int = 100
@@ -83,12 +83,11 @@ def optimizers(module: nn.Module, config: LoopConfig) -> list[Optimizer]:
             )
         )
     if outer:
-        rate = config.embedding_learning_rate
-        made.append(AdamW(outer, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+        made.append(AdamW(outer, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     return made
 
 
-def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
+def run(module: nn.Module, rows: Rows, config: LoopConfig) -> Progress:
     """Trains `module` in place; resumes from the checkpoint in `config.out` if there is one."""
     precision = config.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, project_dir=str(config.out))
@@ -99,14 +98,11 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
     steppers = [accelerator.prepare(o) for o in made]
     progress = Progress()
     accelerator.register_for_checkpointing(progress)
-    checkpoint = config.out / "checkpoint"
-    if checkpoint.exists():
+    if (checkpoint := latest_checkpoint(config.out)) is not None:
         accelerator.load_state(str(checkpoint))
-    rows.start, rows.rank, rows.world = (
-        progress.step,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+        if accelerator.is_main_process:
+            _forget_after(config.out / "log.jsonl", progress.step)
+    rows.place(progress.step, accelerator.process_index, accelerator.num_processes)
     batches = iter(
         DataLoader(
             rows,
@@ -123,7 +119,7 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
         _count(
             progress,
             losses,
-            rows.batch * (rows.length - 1) * rows.world,
+            rows.tokens * accelerator.num_processes,
             time.perf_counter() - begin,
         )
         bar.update()
@@ -131,7 +127,7 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
         if (last or progress.step % LOG_EVERY == 0) and accelerator.is_main_process:
             bar.set_postfix(_log(progress, config))
         if last or progress.step % config.checkpoint_every == 0:
-            accelerator.save_state(str(checkpoint))
+            _save(accelerator, config.out, progress.step)
     bar.close()
     if accelerator.is_main_process:
         plot(config.out)
@@ -139,24 +135,48 @@ def run(module: nn.Module, rows: PackedRows, config: LoopConfig) -> Progress:
     return progress
 
 
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    found = out.glob("checkpoint-*")
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _save(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Writes `checkpoint-{step}` beside the older one, which goes only when the new one is whole."""
+    unfinished = out / "unfinished"
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        older = latest_checkpoint(out)
+        unfinished.rename(out / f"checkpoint-{step}")
+        if older is not None:
+            shutil.rmtree(older)
+    accelerator.wait_for_everyone()
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drops the entries of steps that were lost and will be taken again."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        log.write_text("".join(kept), encoding="utf-8")
+
+
 def _step(
     accelerator: Accelerator,
     module: nn.Module,
     steppers: list[Any],
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Tensor, ...],
     step: int,
     config: LoopConfig,
 ) -> dict[str, Tensor]:
     factor = learning_rate_factor(step, config.steps)
-    rates = (config.learning_rate, config.embedding_learning_rate)
-    ids, weights = (t.to(accelerator.device) for t in batch)
-    losses: dict[str, Tensor] = module(ids, weights)
+    losses: dict[str, Tensor] = module(*(t.to(accelerator.device) for t in batch))
     accelerator.backward(losses["loss"])
     accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip)
     for stepper in steppers:
-        rate = rates[0] if isinstance(stepper.optimizer, Muon) else rates[1]
         for group in stepper.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = config.learning_rate * factor
         stepper.step()
         stepper.zero_grad()
     return losses

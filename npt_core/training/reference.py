@@ -16,12 +16,13 @@ from npt_core.training.card import write_card
 from npt_core.training.corpus import CorpusConfig, documents, text_of
 from npt_core.training.data import PackedRows
 from npt_core.training.loop import LoopConfig, run
-from npt_core.training.phase1 import Phase1Config, train_phase1
+from npt_core.training.phase1 import LEARNING_RATE, Phase1Config, train_phase1
 from npt_core.training.plasticity import calibration_text
 from npt_core.training.pretraining import MAX_POSITIONS, VOCABULARY, PretrainingLoss, new_teacher
 from npt_core.training.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER_DOCUMENTS = 20_000
+TEACHER_LEARNING_RATE = 2e-3
 REFERENCE_PLASTICITY = PlasticityConfig(layers=(3, 4, 5))
 """Chosen on the development split; see docs/evaluation.md."""
 
@@ -51,13 +52,20 @@ class ReferenceConfig:
         """The equivalence phase, from `out/teacher` to `out/equivalence`."""
         return Phase1Config(
             teacher=self.out / "teacher",
-            out=self.out / "equivalence",
+            loop=self.loop("equivalence", self.equivalence_steps, LEARNING_RATE),
+            corpus=self.corpus,
             rank=self.adapter_rank,
-            steps=self.equivalence_steps,
             batch=self.batch,
             length=self.length,
+        )
+
+    def loop(self, phase: str, steps: int, learning_rate: float) -> LoopConfig:
+        """The training loop of a phase, in `out/phase`."""
+        return LoopConfig(
+            out=self.out / phase,
+            steps=steps,
+            learning_rate=learning_rate,
             seed=self.seed,
-            data=self.data,
             mixed_precision=self.mixed_precision,
             compile=self.compile,
         )
@@ -82,13 +90,7 @@ def train_teacher(config: ReferenceConfig) -> None:
     set_seed(config.seed)
     teacher = new_teacher(tokenizer)
     rows = PackedRows(tokenizer, config.corpus, config.batch, config.length, config.seed + 2)
-    loop = LoopConfig(
-        out=path,
-        steps=config.teacher_steps,
-        seed=config.seed,
-        mixed_precision=config.mixed_precision,
-        compile=config.compile,
-    )
+    loop = config.loop("teacher", config.teacher_steps, TEACHER_LEARNING_RATE)
     run(PretrainingLoss(teacher), rows, loop)
     teacher.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -64,6 +64,7 @@ def phase1(
     modulation_weight: Annotated[float, typer.Option(help="Weight of the modulation norm.")] = 1e-4,
     final_hidden_only: Annotated[bool, typer.Option(help="Compare the last layer alone.")] = False,
     freeze_base: Annotated[bool, typer.Option(help="Train the adapters alone.")] = False,
+    address_weight: Annotated[float, typer.Option(min=0.0, help="Weight of the loss on keys.")] = 0.2,
     data: Data = None,
     seed: Seed = 0,
     precision: Precision = "bf16",
@@ -72,23 +73,23 @@ def phase1(
     """Equivalence: convert a Llama to V2 and train it to do what its teacher does."""
     from npt_core.checkpoint import CheckpointError
     from npt_core.config import LayerSpec
+    from npt_core.training.addressing import AddressingConfig
+    from npt_core.training.corpus import CorpusConfig
     from npt_core.training.equivalence import EquivalenceConfig
+    from npt_core.training.loop import LoopConfig
     from npt_core.training.phase1 import Phase1Config, train_phase1
     from service.cli.layers import parse_layers
 
     losses = EquivalenceConfig(hidden_weight, modulation_weight, final_hidden_only, freeze_base)
+    loop = LoopConfig(out, steps, learning_rate, seed=seed, mixed_precision=precision, compile=compile_)
     config = Phase1Config(
         teacher=teacher,
-        out=out,
+        loop=loop,
+        corpus=CorpusConfig(data=data),
         layers=cast(LayerSpec, parse_layers(layers)),
         rank=rank,
-        steps=steps,
-        learning_rate=learning_rate,
         losses=losses,
-        data=data,
-        seed=seed,
-        mixed_precision=precision,
-        compile=compile_,
+        addressing=AddressingConfig(weight=address_weight),
     )
     with told_in_one_line(CheckpointError, ValueError, OSError):
         train_phase1(config)

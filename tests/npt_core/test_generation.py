@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from npt_core.bank import Bank, Factors, FactWeights
-from npt_core.generation import Decoding, generate, left_padded, right_padded
+from npt_core.generation import MIN_SHARED, Decoding, generate, left_padded, right_padded
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.helpers import mixed_npt
 
@@ -43,6 +43,31 @@ def test_greedy_decoding_of_mixed_lengths_equals_transformers(
 ) -> None:
     wanted = [by_transformers(model, p, end=2) for p in prompts]
     assert generate(model, prompts, Decoding(NEW, (2,))) == wanted
+
+
+def test_a_shared_beginning_is_read_once_and_changes_nothing(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    context = list(range(3, 3 + 2 * MIN_SHARED))
+    rows = [context + p for p in prompts]
+    wanted = [by_transformers(model, row, end=2) for row in rows]
+    shapes: list[torch.Size] = []
+    handle = model.register_forward_pre_hook(
+        lambda _m, _a, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    assert generate(model, rows, Decoding(NEW, (2,))) == wanted
+    handle.remove()
+    assert shapes[0] == (1, len(context))
+    assert shapes[1] == (len(rows), max(LENGTHS))
+
+
+def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_to_read(
+    model: NPTForCausalLM, prompts: list[list[int]]
+) -> None:
+    context = list(range(3, 3 + 2 * MIN_SHARED))
+    rows = [context, *(context + p for p in prompts), context]
+    wanted = [by_transformers(model, row, end=2) for row in rows]
+    assert generate(model, rows, Decoding(NEW, (2,))) == wanted
 
 
 def test_rows_that_end_leave_the_batch_and_change_nothing(

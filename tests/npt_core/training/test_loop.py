@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
@@ -17,7 +18,7 @@ from torch.optim import AdamW, Muon
 from npt_core.training.corpus import CorpusConfig
 from npt_core.training.data import PackedRows
 from npt_core.training.equivalence import EquivalenceConfig, EquivalenceLoss
-from npt_core.training.loop import LoopConfig, learning_rate_factor, optimizers, run
+from npt_core.training.loop import LoopConfig, latest_checkpoint, learning_rate_factor, optimizers, run
 from npt_core.training.pretraining import PretrainingLoss, weighted_cross_entropy
 from tests.npt_core.tiny import new_llama, new_npt, tokenizer
 
@@ -27,6 +28,15 @@ class Interrupted(PackedRows):
 
     def batch_number(self, number: int) -> tuple[Tensor, Tensor]:
         if number == 3:
+            raise KeyboardInterrupt
+        return super().batch_number(number)
+
+
+class InterruptedLate(PackedRows):
+    """Stops after step 22: the last checkpoint is of step 16, the last log entry of step 20."""
+
+    def batch_number(self, number: int) -> tuple[Tensor, Tensor]:
+        if number == 22:
             raise KeyboardInterrupt
         return super().batch_number(number)
 
@@ -85,6 +95,36 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     again = run(module, rows_of(Interrupted), loop_of(tmp_path, steps=3))
     assert again.step == 3
     assert all(torch.equal(w, before[name]) for name, w in weights_of(module).items())
+
+
+def test_a_kill_while_saving_loses_no_more_than_the_last_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Accelerator.save_state
+
+    def dying(self: Accelerator, output_dir: str) -> None:
+        saved(self, output_dir)
+        if latest_checkpoint(tmp_path) is not None:
+            (Path(output_dir) / "model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Accelerator, "save_state", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(PretrainingLoss(new_llama()), rows_of(), loop_of(tmp_path))
+    monkeypatch.setattr(Accelerator, "save_state", saved)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert run(PretrainingLoss(new_llama(5)), rows_of(), loop_of(tmp_path)).step == 6
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_steps_taken_again_are_logged_once(tmp_path: Path) -> None:
+    settings = loop_of(tmp_path, steps=24, checkpoint_every=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(PretrainingLoss(new_llama()), rows_of(InterruptedLate), settings)
+    assert [e["step"] for e in entries(tmp_path)] == [10, 20]
+    run(PretrainingLoss(new_llama()), rows_of(), settings)
+    assert [e["step"] for e in entries(tmp_path)] == [10, 20, 24]
 
 
 def test_a_log_and_a_loss_curve_are_written(tmp_path: Path) -> None:
