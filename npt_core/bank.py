@@ -264,10 +264,9 @@ class Bank:
     def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
         """Makes `version` the newest: `deaths` end, `births` begin (again, after a rollback).
 
-        Raises BankError, and changes nothing, if the version is not newer, a fact to die is not
-        alive, one to be born is, or its weights do not fit the model.
+        Raises BankError, and changes nothing, where `check` does.
         """
-        self._check(version, births, deaths)
+        self.check(version, births, deaths)
         ending = self.layers[0].columns.owner.new_tensor([self._owners[f] for f in deaths])
         born = [(self._owners.setdefault(f, len(self._owners)), w) for f, w in births.items()]
         rank = self._rank()
@@ -302,7 +301,10 @@ class Bank:
             rank[self._owners[name]] = place
         return rank
 
-    def _check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+    def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
+        """Raises BankError if the version is not newer, a fact to die is not alive, one to be born is, or
+        its weights do not fit the model: what `publish` would refuse, before anything is stored.
+        """
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
         if missing := set(deaths) - self._alive:

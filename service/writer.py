@@ -131,7 +131,8 @@ class Writer:
         return fact
 
     def _commit(self, change: Change, births: Mapping[str, Weights]) -> Version:
-        """Ledger first: what the bank serves must survive a restart."""
+        """Ledger first: what the bank serves must survive a restart. What the bank would refuse must not."""
+        self._bank.check(change.parent + 1, births, change.deaths)
         with self._timed("ledger"), self._fatal_if_storage_fails():
             version = self._ledger.commit(change)
         with self._timed("publish"):

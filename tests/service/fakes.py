@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from npt_core.bank import Columns, FactWeights
+from npt_core.bank import BankError, Columns, FactWeights
 from npt_core.consolidation import (
     Consolidated,
     InvalidRequest,
@@ -52,7 +52,12 @@ class FakeBank:
     version: int = 0
     lives: list[list[Any]] = field(default_factory=list)
 
+    def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+        if version <= self.version:
+            raise BankError(f"version {version} is not newer than {self.version}")
+
     def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+        self.check(version, births, deaths)
         for life in self.lives:
             if life[0] in deaths and life[3] is None:
                 life[3] = version

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from npt_core.bank import BankError
 from service.commands import KeyInFlight, ReadOnly, StaleVersion, TooManyWrites
 from service.fact_requests import add_command
 from service.host import Host
@@ -76,6 +77,20 @@ def test_fact_that_could_not_be_published_is_there_after_a_restart(
     replayed = again.writer.add(teaching(key="k"))
     assert replayed.replayed
     assert replayed.fact.version == 1
+
+
+def test_weights_that_the_bank_refuses_are_not_in_the_ledger(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any) -> None:
+        raise BankError("does not fit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake(host).bank, "check", refusing)
+        with pytest.raises(BankError):
+            host.writer.add(teaching())
+    assert unchanged(host)
+    assert host.writer.add(teaching()).fact.version == 1
 
 
 def test_full_ledger_disk_writes_nothing(host: Host, data: Path) -> None:
