@@ -39,7 +39,7 @@ class AddressingConfig:
 
     layers: tuple[int, ...] = (3, 4, 5)
     weight: float = 0.2
-    width: int = 64
+    width: int = 128
     temperature: float = 0.1
     groups: int = 10
     """Facts a batch, each with its look-alikes."""

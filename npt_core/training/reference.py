@@ -1,6 +1,6 @@
 """The reference model, from nothing: tokenizer, teacher, equivalence (phase 1), calibration, card."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from npt_core.training.corpus import CorpusConfig, documents, text_of
 from npt_core.training.data import PackedRows
 from npt_core.training.loop import LoopConfig, run
 from npt_core.training.phase1 import LEARNING_RATE, Phase1Config, train_phase1
-from npt_core.training.plasticity import calibration_text
+from npt_core.training.plasticity import CalibrationSizes, calibration_text
 from npt_core.training.pretraining import MAX_POSITIONS, VOCABULARY, PretrainingLoss, new_teacher
 from npt_core.training.tokenizer import load_tokenizer, train_tokenizer
 
@@ -38,6 +38,7 @@ class ReferenceConfig:
     batch: int = 32
     length: int = 256
     adapter_rank: int = 64
+    calibration: CalibrationSizes = field(default_factory=CalibrationSizes)
     seed: int = 0
     mixed_precision: str = "bf16"
     compile: bool = True
@@ -110,7 +111,7 @@ def assemble(config: ReferenceConfig, plasticity: PlasticityConfig, folder: Path
     model = load_model(folder, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     template = PlainTemplate(load_tokenizer(folder))
-    text = calibration_text(model, template, config.corpus)
+    text = calibration_text(model, template, config.corpus, config.calibration)
     calibrate(private_copy(model), plasticity, text).save(folder)
     write_card(
         folder,

@@ -7,9 +7,10 @@ from npt_core.evaluation.evaluate import Results
 from npt_core.evaluation.reports.sections import Section, sections
 
 PLOT_FILE = "evaluation.png"
-_METHOD = """Every figure comes from real greedy generation: an answer counts when it equals the
-object, quotes, case and the final period aside. Facts are about new random subjects; a fact is given
-to the model as one sentence, and asked in wordings that no training text contains.
+_METHOD = """Every figure comes from real greedy generation: an answer counts when it is the
+object, or a sentence that begins with it; quotes, case and the final period aside. Facts are about new
+random subjects; a fact is given to the model as one sentence, and asked in wordings that no training
+text contains.
 
 - **recall**: the first held-out question of its relation, in every form that a user types.
 - **paraphrase**: the second held-out question in every form, and held-out statements to complete.

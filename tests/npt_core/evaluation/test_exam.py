@@ -15,6 +15,7 @@ from npt_core.evaluation.exam import (
     exam,
     questions,
     random_facts,
+    says,
     spread,
     statements,
 )
@@ -98,6 +99,22 @@ class Parrot(Speaker):
 
     def answers(self, prompts, version=None, contexts=None):  # type: ignore[no-untyped-def]
         return [self.table.get(p, "i don't know") for p in prompts]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("oysters", "oysters", True),
+        ("oysters as its height", "oysters", True),
+        ("ann's", "ann", True),
+        ("annex", "ann", False),
+        ("12", "1", False),
+        ("in oysters", "oysters", False),
+        ("", "oysters", False),
+    ],
+)
+def test_an_answer_may_go_on_after_the_object(answer: str, expected: str, right: bool) -> None:
+    assert says(answer, expected) is right
 
 
 def test_recall_counts_a_refused_fact_as_not_recalled() -> None:
