@@ -34,6 +34,7 @@ from npt_core.consolidation.probes import (
     candidates,
     look_alikes,
     split,
+    trimmed,
     write_questions,
 )
 from npt_core.consolidation.refine import refine
@@ -176,7 +177,7 @@ class Consolidator:
         if not aligned:
             return Study((), (), (), States(torch.empty(0), {}, {}), len(probes), 0, None)
         training, held = split(list(aligned), config.held_out, Random(seed))
-        shorts = [bare(probe.answer) for probe in aligned]
+        answers_given = [trimmed(probe.answer) for probe in aligned]
         taught = tuple(aligned[p] for p in training)
         return Study(
             taught,
@@ -185,7 +186,7 @@ class Consolidator:
             run(model, [p.teacher for p in taught], config.layers),
             len(probes),
             len(aligned),
-            max(dict.fromkeys(shorts), key=shorts.count),
+            max(dict.fromkeys(answers_given), key=answers_given.count),
         )
 
     def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:

@@ -52,9 +52,14 @@ class SelfStudy:
     written: int
 
 
+def trimmed(answer: str) -> str:
+    """An answer without quotes and final period."""
+    return answer.rstrip("'\"“” .\n").lstrip("'\"“” \n")
+
+
 def bare(answer: str) -> str:
-    """An answer for comparison: no case, no quotes, no final period."""
-    return answer.rstrip("'\"“” .\n").lstrip("'\"“” \n").casefold()
+    """An answer for comparison: trimmed, and without case."""
+    return trimmed(answer).casefold()
 
 
 def write_questions(

@@ -68,8 +68,10 @@ class WriteReport:
     timings: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"layers": list(self.layers)}
+        """Plain values for JSON; fractions and seconds to four places."""
+        values = asdict(self) | {"layers": list(self.layers)}
+        values["timings"] = {stage: round(seconds, 4) for stage, seconds in self.timings.items()}
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
 
 
 @dataclass(frozen=True)

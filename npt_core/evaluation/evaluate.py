@@ -55,7 +55,7 @@ def evaluate(
         if folder is not None:
             for order in ("random", "clustered"):
                 shutil.rmtree(folder / order / str(seed), ignore_errors=True)
-    return Results(config, about, kept.all(), kept.notes)
+    return Results(config, about, kept.of_seeds(config.seeds), kept.notes)
 
 
 def _one_seed(bench: Workbench, journal: Journal, seed: int, folder: Path | None) -> None:

@@ -42,8 +42,12 @@ def run_facts_evaluation(
 
 
 def identity(fingerprint: str, plasticity: str, config: EvaluationConfig) -> str:
-    """Names a run: another checkpoint, way of writing or configuration gets files of its own."""
-    text = fingerprint + plasticity + json.dumps(asdict(config), default=str)
+    """Names a run: another checkpoint, way of writing or configuration gets files of its own.
+
+    Seeds are no part of it: more of them can be measured later.
+    """
+    sizes = {name: value for name, value in asdict(config).items() if name != "seeds"}
+    text = fingerprint + plasticity + json.dumps(sizes, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

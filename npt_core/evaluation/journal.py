@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,9 @@ class Journal:
             self._append({"note": name, "value": value})
         return self.notes[name]
 
-    def all(self) -> list[Record]:
-        """Every record, in the order of measuring."""
-        return [Record(key, metrics) for key, metrics in self.records.items()]
+    def of_seeds(self, seeds: Collection[int]) -> list[Record]:
+        """The records of `seeds`, in the order of measuring."""
+        return [Record(key, metrics) for key, metrics in self.records.items() if key.seed in seeds]
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         if self.path is not None:

@@ -15,7 +15,7 @@ from npt_core.consolidation import (
     UnreadableFact,
     WriteRequest,
 )
-from npt_core.consolidation.probes import bare
+from npt_core.consolidation.probes import bare, trimmed
 from npt_core.generation import right_padded
 from npt_core.loading import Runtime, with_parameters
 from npt_core.prompts import UNKNOWN_ANSWER
@@ -142,7 +142,7 @@ def test_a_report_says_what_was_measured(written: Written, acceptance: Acceptanc
     assert report.recall_after >= 0.99
     assert report.teacher_recall > 0.0
     assert report.locality >= 0.99
-    assert report.answer == bare(acceptance.answer)
+    assert report.answer == trimmed(acceptance.answer)
     assert report.columns == written[acceptance.name].weights.num_columns > 0
     assert set(report.timings) == {"study", "write", "verify"}
 

@@ -146,6 +146,7 @@ def test_another_configuration_is_another_run() -> None:
     assert identity("a", "{}", TINY) == identity("a", "{}", TINY)
     assert identity("a", "{}", TINY) != identity("a", "{}", replace(TINY, counts=(2,)))
     assert identity("a", "{}", TINY) != identity("b", "{}", TINY)
+    assert identity("a", "{}", TINY) == identity("a", "{}", replace(TINY, seeds=(5, 6)))
 
 
 def test_the_private_models_are_not_the_served_one() -> None:
