@@ -56,6 +56,9 @@ class PlasticityConfig:
     temperature: float = 0.8
     held_out: float = 0.34
     look_alikes: int = 24
+    """Prompts about resembling names, on which no column may fire."""
+    other_questions: tuple[str, ...] = ()
+    """Questions about `{s}`: those that the fact does not answer must stay unanswered, too."""
     refine_steps: int = 0
     """Gradient steps on the values after they are solved; the last rung of the ladder."""
     min_recall: float = 0.99
@@ -67,7 +70,8 @@ class PlasticityConfig:
     def load(cls, path: Path) -> Self:
         """From `plasticity.json`; unknown names raise TypeError."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**values | {"layers": tuple(values["layers"])})
+        lists = ("layers", "other_questions")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in values.items()})
 
     def save(self, path: Path) -> None:
         """To `plasticity.json`."""

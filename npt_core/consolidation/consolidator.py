@@ -28,11 +28,12 @@ from npt_core.consolidation.modulation import checked_ids, modulation_weights
 from npt_core.consolidation.probes import (
     MAX_PROBE_TOKENS,
     Probe,
-    about_the_fact,
     accepted,
     bare,
     candidates,
+    consistent,
     look_alikes,
+    other_questions,
     split,
     trimmed,
     write_questions,
@@ -42,7 +43,6 @@ from npt_core.consolidation.request import (
     PRESETS,
     STRATEGIES,
     Consolidated,
-    Question,
     WriteReport,
     WriteRequest,
 )
@@ -160,20 +160,22 @@ class Consolidator:
         """Self-study: probes written, answered by the teacher, filtered, and split."""
         model, template, fact = self.model, self.template, request.fact
         asked, statements = write_questions(model, template, fact, config.questions, seed, config.temperature)
-        repaired = about_the_fact(asked, fact)[: config.questions]
-        questions = [*request.questions, *asked, *(Question(q, "") for q in repaired)]
+        questions = [*request.questions, *asked]
         probes = candidates(template, fact, questions, [fact, *statements])
         prompts = [template.encode(template.with_context(p.prompt, [fact])) for p in probes]
-        decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids)
-        answers = generate(model, prompts, decoding)
-        aligned: dict[Probe, AlignedProbe] = {}
+        answers = generate(model, prompts, Decoding(MAX_PROBE_TOKENS, template.eos_token_ids))
+        written = dict(zip(probes, answers, strict=True))
         given = {q.question: bare(q.answer) for q in request.questions}
-        for probe, ids in zip(probes, answers, strict=True):
-            text = template.decode(ids)
+        answered = {
+            probe: text
+            for probe, text in ((p, template.decode(ids)) for p, ids in written.items())
             # The caller knows the answer to the caller's questions.
-            wrong = given.get(probe.wording, bare(text)) not in bare(text)
-            if accepted(probe, text, fact) and not wrong:
-                aligned[replace(probe, answer=text)] = align(template, fact, probe.prompt, ids)
+            if accepted(probe, text, fact) and given.get(probe.wording, bare(text)) in bare(text)
+        }
+        aligned = {
+            replace(probe, answer=text): align(template, fact, probe.prompt, written[probe])
+            for probe, text in consistent(answered, {q.question for q in questions}).items()
+        }
         if not aligned:
             return Study((), (), (), States(torch.empty(0), {}, {}), len(probes), 0, None)
         training, held = split(list(aligned), config.held_out, Random(seed))
@@ -206,8 +208,9 @@ class Consolidator:
     def _foreign_keys(
         self, request: WriteRequest, config: PlasticityConfig, study: Study
     ) -> dict[int, Tensor]:
-        """Keys of prompts that look like the fact's own but name somebody else."""
+        """Keys of prompts that look like the fact's own but name somebody else, or ask something else."""
         prompts = look_alikes(request.fact, study.prompts, Random(request.seed), config.look_alikes)
+        prompts += self._unanswered(request.fact, study, config)
         rows = [self.template.encode(self.template.with_context(p, [])) for p in prompts]
         statistics = self.calibration.layers
         if not rows:
@@ -216,6 +219,17 @@ class Consolidator:
         last = [len(r) - 1 for r in rows]
         at = torch.arange(len(rows)), torch.tensor(last)
         return {i: statistics[i].whitening.key(states.keys[i][at]) for i in config.layers}
+
+    def _unanswered(self, fact: str, study: Study, config: PlasticityConfig) -> list[str]:
+        """Other questions about the fact's subject that the model does not answer with the fact."""
+        prompts = other_questions(fact, study.prompts, config.other_questions)
+        if not prompts:
+            return []
+        template = self.template
+        rows = [template.encode(template.with_context(p, [fact])) for p in prompts]
+        said = run(self.model, rows, ()).logits.argmax(-1)
+        own = {p.teacher[len(p.teacher) - p.answer] for p in study.training}
+        return [p for k, p in enumerate(prompts) if int(said[k, len(rows[k]) - 1]) not in own]
 
     def verify(
         self,

@@ -6,7 +6,7 @@ does not answer the same way again (greedy, with the context), are discarded.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -27,7 +27,8 @@ _NAMELIKE = re.compile(r"\b(?:[A-Z][\w'-]*[A-Za-z0-9]|\w*\d\w*)\b")
 _NAME_RUN = re.compile(r"(?:(?:[A-Z][\w-]*|\w*\d[\w-]*)\.?)(?: (?:of |the )?(?:[A-Z][\w-]*|\w*\d[\w-]*)\.?)*")
 _ABBREVIATION = re.compile(r"[A-Z]{2,4}")
 _OPENERS = frozenset(
-    "The A An In At For By To On As It Who What Which Where When How From Under Whose Is".split()
+    "The A An In At For By To On As It Who What Which Where When How From Under Whose Is Do Does Did Can"
+    " Could Would Tell".split()
 )
 
 
@@ -41,15 +42,6 @@ class Probe:
     prompt: str
     answer: str
     wording: str
-
-
-@dataclass(frozen=True)
-class SelfStudy:
-    """The probes that passed, by use, and how many were written at all."""
-
-    training: tuple[Probe, ...]
-    held_out: tuple[Probe, ...]
-    written: int
 
 
 def trimmed(answer: str) -> str:
@@ -93,7 +85,7 @@ def candidates(
 ) -> list[Probe]:
     """The prompts that these questions and statements give, in every form a user types.
 
-    Answers are the sampled ones; the teacher's own are put in their place by `answered`.
+    Answers are the sampled ones; the teacher's own take their place.
     """
     probes = [
         Probe(form, item.answer, item.question)
@@ -116,6 +108,18 @@ def accepted(probe: Probe, answer: str, fact: str) -> bool:
     return known and short not in probe.prompt.casefold()
 
 
+def consistent(answered: Mapping[Probe, str], questions: Collection[str]) -> dict[Probe, str]:
+    """`answered` (probes and what the teacher answers to them) without the sentences to complete whose
+    answer no question has: "61 is the price of" is no way to ask for the price.
+    """
+    asked = {bare(text) for probe, text in answered.items() if probe.wording in questions}
+    return {
+        probe: text
+        for probe, text in answered.items()
+        if not asked or probe.wording in questions or bare(text) in asked
+    }
+
+
 def _completion(statement: str, answers: Sequence[str]) -> list[Probe]:
     """The statement cut before the answer, where it ends with one."""
     folded = statement.casefold()
@@ -128,21 +132,6 @@ def _completion(statement: str, answers: Sequence[str]) -> list[Probe]:
             if head and answer not in head.casefold():
                 return [Probe(head, statement[len(head) :].strip(), head)]
     return []
-
-
-def about_the_fact(questions: Sequence[Question], fact: str) -> list[str]:
-    """The questions with every foreign name replaced by one of the fact's own, without duplicates.
-
-    A small model that writes a good question often miswrites a new name in it. The name is known, so
-    the wording is kept; whether the question then makes sense is for the teacher to say.
-    """
-    own = names(fact)
-    repaired: dict[str, None] = {}
-    for item in questions:
-        foreign = [n for n in names(item.question) if n.casefold() not in fact.casefold()]
-        if len(foreign) == 1:
-            repaired |= dict.fromkeys(item.question.replace(foreign[0], n) for n in own)
-    return [q for q in repaired if q not in {item.question for item in questions}]
 
 
 def names(text: str) -> list[str]:
@@ -192,6 +181,12 @@ def look_alikes(fact: str, probes: Sequence[Probe], r: Random, count: int) -> li
                 prompt = re.sub(rf"\b{re.escape(name)}\b", _altered(name, r), prompt)
         prompts.append(prompt)
     return list(dict.fromkeys(prompts))
+
+
+def other_questions(fact: str, probes: Sequence[Probe], patterns: Sequence[str]) -> list[str]:
+    """`patterns` asked about the names of the fact that its probes ask about."""
+    asked = [name for name in names(fact) if any(name in probe.prompt for probe in probes)]
+    return [pattern.format(s=name) for name in asked for pattern in patterns]
 
 
 _PIECES = "an el on us er ia ix or en um al is et yn ora dale ford ton wick a o".split()
