@@ -39,6 +39,7 @@ class PlasticityConfig:
     """How facts are written: measured on a development split, stored with the checkpoint."""
 
     layers: tuple[int, ...]
+    """Where facts are written unless a request says otherwise."""
     key_width: int = 64
     plain_text: bool = True
     """Prompts are plain text even though the tokenizer has a chat template."""
@@ -57,8 +58,6 @@ class PlasticityConfig:
     held_out: float = 0.34
     look_alikes: int = 24
     """Prompts about resembling names, on which no column may fire."""
-    other_questions: tuple[str, ...] = ()
-    """Questions about `{s}`: those that the fact does not answer must stay unanswered, too."""
     refine_steps: int = 0
     """Gradient steps on the values after they are solved; the last rung of the ladder."""
     min_recall: float = 0.99
@@ -70,8 +69,7 @@ class PlasticityConfig:
     def load(cls, path: Path) -> Self:
         """From `plasticity.json`; unknown names raise TypeError."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        lists = ("layers", "other_questions")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in values.items()})
+        return cls(**values | {"layers": tuple(values["layers"])})
 
     def save(self, path: Path) -> None:
         """To `plasticity.json`."""
@@ -114,7 +112,7 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The configuration, and the statistics of each plastic layer."""
+    """The configuration, and the statistics of each measured layer."""
 
     config: PlasticityConfig
     layers: Mapping[int, LayerStatistics]
@@ -186,18 +184,26 @@ class CalibrationText:
     locality: Sequence[Sequence[int]]
 
 
-def calibrate(model: NPTForCausalLM, config: PlasticityConfig, text: CalibrationText) -> Calibration:
-    """Measures `model` (a private copy) in the layers of `config`."""
-    prompts = _Activations.of(model, [row.ids for row in text.prompts], config.layers)
+def calibrate(
+    model: NPTForCausalLM,
+    config: PlasticityConfig,
+    text: CalibrationText,
+    measured: Sequence[int] | None = None,
+) -> Calibration:
+    """Measures `model` (a private copy) in the layers `measured`, by default those of `config`: a request
+    may choose among them.
+    """
+    chosen = tuple(measured or config.layers)
+    prompts = _Activations.of(model, [row.ids for row in text.prompts], chosen)
     facts = torch.tensor([text.prompts[row].fact for row in prompts.rows])
-    whitening = {i: key_space(prompts.last(i), facts, config.key_width) for i in config.layers}
-    reference = _Reference(config.layers, whitening)
+    whitening = {i: key_space(prompts.last(i), facts, config.key_width) for i in chosen}
+    reference = _Reference(chosen, whitening)
     for start in range(0, len(text.reference), REFERENCE_CHUNK):
         rows = text.reference[start : start + REFERENCE_CHUNK]
-        reference.add(_Activations.of(model, rows, config.layers))
-    locality = _Activations.of(model, text.locality, config.layers)
+        reference.add(_Activations.of(model, rows, chosen))
+    locality = _Activations.of(model, text.locality, chosen)
     layers = {}
-    for index in config.layers:
+    for index in chosen:
         weight = model.model.layers[index].mlp.down_proj.weight.float()
         asked = prompts.last(index)
         text_moment = reference.moments[index] / reference.tokens

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from random import Random
 
 import torch
@@ -33,7 +34,6 @@ from npt_core.consolidation.probes import (
     candidates,
     consistent,
     look_alikes,
-    other_questions,
     split,
     trimmed,
     write_questions,
@@ -208,9 +208,8 @@ class Consolidator:
     def _foreign_keys(
         self, request: WriteRequest, config: PlasticityConfig, study: Study
     ) -> dict[int, Tensor]:
-        """Keys of prompts that look like the fact's own but name somebody else, or ask something else."""
+        """Keys of prompts that look like the fact's own but name somebody else."""
         prompts = look_alikes(request.fact, study.prompts, Random(request.seed), config.look_alikes)
-        prompts += self._unanswered(request.fact, study, config)
         rows = [self.template.encode(self.template.with_context(p, [])) for p in prompts]
         statistics = self.calibration.layers
         if not rows:
@@ -219,17 +218,6 @@ class Consolidator:
         last = [len(r) - 1 for r in rows]
         at = torch.arange(len(rows)), torch.tensor(last)
         return {i: statistics[i].whitening.key(states.keys[i][at]) for i in config.layers}
-
-    def _unanswered(self, fact: str, study: Study, config: PlasticityConfig) -> list[str]:
-        """Other questions about the fact's subject that the model does not answer with the fact."""
-        prompts = other_questions(fact, study.prompts, config.other_questions)
-        if not prompts:
-            return []
-        template = self.template
-        rows = [template.encode(template.with_context(p, [fact])) for p in prompts]
-        said = run(self.model, rows, ()).logits.argmax(-1)
-        own = {p.teacher[len(p.teacher) - p.answer] for p in study.training}
-        return [p for k, p in enumerate(prompts) if int(said[k, len(rows[k]) - 1]) not in own]
 
     def verify(
         self,
@@ -264,7 +252,7 @@ class Consolidator:
     def _changed_answers(self, trial: Bank) -> tuple[float, float]:
         """As `_disturbance`, for factors, which touch every token: by running the locality set."""
         rows = self.calibration.locality_ids
-        before = run(self.model, rows, ()).logits.argmax(-1)
+        before = self._said
         with plastic(self.model, trial.layers):
             after = run(self.model, rows, ()).logits.argmax(-1)
         kept, changed, total = 0, 0, 0
@@ -277,6 +265,11 @@ class Consolidator:
             kept += not bool(differs[answer:].any())
             changed, total = changed + int(differs.sum()), total + len(ids)
         return kept / len(rows), changed / total
+
+    @cached_property
+    def _said(self) -> Tensor:
+        """The untouched model's next tokens `[B, T]` on the locality set."""
+        return run(self.model, self.calibration.locality_ids, ()).logits.argmax(-1)
 
     def _disturbance(self, weights: FactWeights) -> tuple[float, float]:
         """Share of locality prompts on which no column fires, and share of their tokens that one
@@ -336,7 +329,8 @@ class Consolidator:
         if request.layers is None:
             return
         total = self.model.config.num_hidden_layers
-        allowed: Sequence[int] = range(total) if request.strategy == "modulation" else self.config.layers
+        modulated = request.strategy == "modulation"
+        allowed: Sequence[int] = range(total) if modulated else sorted(self.calibration.layers)
         wrong = [i for i in request.layers if i not in allowed]
         if wrong or not request.layers:
             raise InvalidRequest("layers", f"{wrong or 'none'}: choose from {list(allowed)}")

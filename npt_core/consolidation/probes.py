@@ -183,12 +183,6 @@ def look_alikes(fact: str, probes: Sequence[Probe], r: Random, count: int) -> li
     return list(dict.fromkeys(prompts))
 
 
-def other_questions(fact: str, probes: Sequence[Probe], patterns: Sequence[str]) -> list[str]:
-    """`patterns` asked about the names of the fact that its probes ask about."""
-    asked = [name for name in names(fact) if any(name in probe.prompt for probe in probes)]
-    return [pattern.format(s=name) for name in asked for pattern in patterns]
-
-
 _PIECES = "an el on us er ia ix or en um al is et yn ora dale ford ton wick a o".split()
 
 

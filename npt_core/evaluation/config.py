@@ -17,7 +17,7 @@ class CapacityConfig:
     strengths: tuple[float, ...] = (0.1, 10.0, 100.0)
     """Factors of the checkpoint's own lambda, beside 1."""
     layer_facts: int = 60
-    """Facts written again for each smaller choice of layers."""
+    """Facts written again for each other choice of layers."""
     sampled: int = 100
     """At most this many of the folded facts are asked at each point."""
     min_recall: float = 0.95

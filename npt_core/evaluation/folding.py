@@ -5,7 +5,7 @@ capacity is looked for along the other axes: columns kept per fact, layers, and 
 regulariser.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -146,20 +146,21 @@ def capacity(bench: Workbench, journal: Journal, learned: FactSet) -> None:
     trials += [replace(plain, factor=f, strength=f * plain.strength) for f in settings.strengths]
     for trial in trials:
         _climb(bench, journal, learned, trial, ladder)
-    for layers in fewer_layers(whole.layers):
+    for layers in other_layers(whole.layers, bench.calibration.layers):
         if settings.layer_facts:
             smaller = _written_in(bench, learned, layers, settings.layer_facts)
             few = [n for n in ladder if n <= len(smaller.weights)]
             _climb(bench, journal, smaller, replace(plain, layers=layers), few)
 
 
-def fewer_layers(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The upper half of `layers`, and the last one."""
-    return [part for part in dict.fromkeys((layers[len(layers) // 2 :], layers[-1:])) if part != layers]
+def other_layers(layers: tuple[int, ...], measured: Iterable[int]) -> list[tuple[int, ...]]:
+    """The last one, two, ... of the `measured` layers, without the choice that is `layers`."""
+    known = tuple(sorted(measured))
+    return [part for k in range(1, len(known) + 1) if (part := known[-k:]) != layers]
 
 
 def _written_in(bench: Workbench, learned: FactSet, layers: tuple[int, ...], count: int) -> FactSet:
-    """The facts written again: with fewer layers, each layer has more to add."""
+    """The facts written again: with other layers, each layer has something else to add."""
     weights: dict[int, FactWeights] = {}
     for number in range(min(count, len(learned.facts))):
         request = WriteRequest(learned.statements[number], layers=layers, seed=number)

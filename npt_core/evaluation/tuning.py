@@ -31,10 +31,11 @@ def grid(calibration: Calibration) -> dict[str, list[Any]]:
     """The values tried for each parameter."""
     measured = tuple(sorted(calibration.layers))
     return {
-        "layers": [measured[i:] for i in range(len(measured) - 1)],
-        "threshold": [0.5, 0.6, 0.7],
+        "layers": [measured[i:] for i in range(len(measured))],
+        "threshold": [0.65, 0.75, 0.85, 0.9],
         "margin": [0.02, 0.05, 0.1],
-        "merge": [0.85, 0.9, 0.95],
+        "merge": [0.9, 0.95],
+        "questions": [4, 5, 6, 10],
     }
 
 
@@ -92,5 +93,5 @@ def _measured(bench: Workbench, config: PlasticityConfig, count: int) -> dict[st
 
 
 def _changed(config: PlasticityConfig) -> dict[str, Any]:
-    names = ("layers", "threshold", "margin", "merge")
+    names = ("layers", "threshold", "margin", "merge", "questions")
     return {name: getattr(config, name) for name in names}

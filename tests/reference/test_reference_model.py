@@ -185,10 +185,14 @@ def test_a_ridge_update_is_made_of_factors(runtime: Runtime, bank: Bank, ask: As
     assert ask([fact.question]) == [bare(fact.answer)]
 
 
-def test_a_ridge_update_that_disturbs_others_is_refused(runtime: Runtime) -> None:
+def test_a_ridge_update_that_disturbs_others_is_refused(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = with_parameters(runtime)
+    monkeypatch.setattr(writer, "_changed_answers", lambda _trial: (0.5, 0.1))
     with pytest.raises(NotRecalled) as refused:
-        runtime.consolidator.consolidate(WriteRequest(ACCEPTANCE[0].fact, strategy="ridge"))
-    assert refused.value.report.locality < runtime.consolidator.config.min_locality
+        writer.consolidate(WriteRequest(ACCEPTANCE[0].fact, strategy="ridge"))
+    assert refused.value.report.locality == 0.5
 
 
 def test_the_original_rule_is_measured_and_reported(runtime: Runtime) -> None:

@@ -15,6 +15,7 @@ from npt_core.consolidation import Calibration, PlasticityConfig
 from npt_core.consolidation.calibration import (
     CONFIG_FILE,
     NEAR_DUPLICATE,
+    PROMPT_SHARE,
     TENSOR_FILE,
     CalibrationText,
     key_space,
@@ -40,12 +41,15 @@ def test_statistics_are_those_of_the_calibration_text(
     calibration, text = made
     model = private_copy(shared_npt())
     states = run(model, text.reference, (0, 1))
+    asked = run(model, [prompt.ids for prompt in text.prompts], (0, 1))
     for index, layer in calibration.layers.items():
-        rows = [states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)]
-        z = torch.cat(rows)
+        every = torch.cat([states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)])
+        ends = torch.stack([asked.keys[index][k, len(p.ids) - 1] for k, p in enumerate(text.prompts)])
         weight = model.model.layers[index].mlp.down_proj.weight
-        torch.testing.assert_close(layer.second_moment, z.T @ z / len(z), rtol=1e-3, atol=1e-5)
-        energy = float((z @ weight.T).detach().square().sum(-1).mean())
+        shares = ((1 - PROMPT_SHARE, every), (PROMPT_SHARE, ends))
+        moment = sum((share * z.T @ z / len(z) for share, z in shares), torch.zeros(()))
+        torch.testing.assert_close(layer.second_moment, moment, rtol=1e-3, atol=1e-5)
+        energy = sum(share * float((z @ weight.T).detach().square().sum(-1).mean()) for share, z in shares)
         assert layer.output_energy == pytest.approx(energy, rel=1e-3)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npt_core.bank import Bank, Columns, FactWeights
 from npt_core.consolidation import Calibration
+from npt_core.consolidation.calibration import PROMPT_SHARE
 from npt_core.consolidation.ridge import (
     apply_fold,
     fold,
@@ -104,13 +105,17 @@ def test_the_predicted_drift_is_what_the_calibration_text_measures() -> None:
     made, text = calibrated(model, plain_template())
     deltas = fold({"a": fact(1), "b": fact(2)}, made, STRENGTH)
     states = run(model, text.reference, (0, 1))
+    asked = run(model, [prompt.ids for prompt in text.prompts], (0, 1))
     measured = []
     for index, delta in deltas.items():
-        rows = [states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)]
-        z = torch.cat(rows).double()
+        every = torch.cat([states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)])
+        ends = torch.stack([asked.keys[index][k, len(p.ids) - 1] for k, p in enumerate(text.prompts)])
         weight = model.model.layers[index].mlp.down_proj.weight.double()
-        moved, whole = (z @ delta.T).square().sum(), (z @ weight.T).square().sum()
-        measured.append(float((moved / whole).detach()))
+        moved = whole = 0.0
+        for share, z in ((1 - PROMPT_SHARE, every.double()), (PROMPT_SHARE, ends.double())):
+            moved += share * float((z @ delta.T).square().sum(-1).mean())
+            whole += share * float((z @ weight.T).detach().square().sum(-1).mean())
+        measured.append(moved / whole)
     drift = predicted_drift(deltas, made)
     assert drift > 0
     assert drift == pytest.approx(sum(measured) / len(measured), rel=1e-3)

@@ -4,7 +4,7 @@ import torch
 
 from npt_core.bank import Columns, FactWeights
 from npt_core.consolidation.ridge import regulariser
-from npt_core.evaluation.folding import Folder, compressed, fewer_layers
+from npt_core.evaluation.folding import Folder, compressed, other_layers
 from tests.npt_core.evaluation.bench import LAYER, tiny_runtime
 
 CALIBRATION = tiny_runtime().consolidator.calibration
@@ -41,7 +41,7 @@ def test_fewer_columns_than_the_rank_stay_as_they_are() -> None:
     assert compressed(found, 4, FACTOR) is found
 
 
-def test_fewer_layers_are_the_upper_ones() -> None:
-    assert fewer_layers((2, 3, 4, 5)) == [(4, 5), (5,)]
-    assert fewer_layers((2, 3)) == [(3,)]
-    assert fewer_layers((3,)) == []
+def test_other_layers_are_the_last_measured_ones() -> None:
+    assert other_layers((5,), (3, 4, 5)) == [(4, 5), (3, 4, 5)]
+    assert other_layers((3, 4, 5), {5: 0, 3: 0, 4: 0}) == [(5,), (4, 5)]
+    assert other_layers((3,), (3,)) == []
