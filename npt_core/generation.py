@@ -99,7 +99,8 @@ def _batch(
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share, one of each left; 0 where sharing would not pay."""
-    first, last = min(prompts), max(prompts)
+    rows = [list(p) for p in prompts]
+    first, last = min(rows), max(rows)  # all that lies between them begins as both do
     limit = min(len(p) for p in prompts) - 1
     length = next((k for k in range(limit) if first[k] != last[k]), limit)
     return length if len(prompts) > 1 and length >= MIN_SHARED else 0
