@@ -213,7 +213,7 @@ def _capacity(results: Results) -> Section:
         f"How many facts fold before recall falls under {limits.min_recall} or perplexity rises by "
         f"more than {100 * limits.max_perplexity:g}%, at d_ffn {results.about['d_ffn']}. Recall is "
         "over the facts folded, the first that were not refused. Rank is the number of columns kept "
-        "per fact and layer. With fewer layers the facts were written again for them, and fewer facts "
+        "per fact and layer. With other layers the facts were written again for them, and fewer facts "
         "were tried."
     )
     headers = ("way of folding", "capacity", "last tried", "recall", "perplexity", "drift")
