@@ -2,6 +2,7 @@
 exactly.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,17 +38,17 @@ def document_ids(template: PromptTemplate, document: Document) -> list[int]:
     return ids
 
 
-class Rows(IterableDataset[tuple[Tensor, ...]]):
+class Rows(IterableDataset[tuple[Tensor, ...]], ABC):
     """Endless batches for a training run."""
 
     @property
+    @abstractmethod
     def tokens(self) -> int:
         """Predicted tokens of one batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, start: int, rank: int, world: int) -> None:
         """Begins at batch `start`, as process `rank` of `world`."""
-        raise NotImplementedError
 
 
 @dataclass
