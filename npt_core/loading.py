@@ -5,6 +5,7 @@ text from the corpus generator; with `cache` the result is kept for the next sta
 """
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, 
 from npt_core.consolidation.calibration import CONFIG_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
+from npt_core.engine import Gate, Runner, give_way
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate, template_for
 from npt_core.training.corpus import CorpusConfig
@@ -56,6 +58,14 @@ class Runtime:
     def num_layers(self) -> int:
         """Decoder layers."""
         return int(self.model.config.num_hidden_layers)
+
+    def runner(self, num_pages: int) -> Runner:
+        """What the engine computes steps with, in `num_pages` pages of keys and values."""
+        return Runner(self.model, num_pages)
+
+    def give_way(self, gate: Gate) -> None:
+        """From now on consolidation yields to the engine whose gate this is."""
+        give_way(self.consolidator.model, gate)
 
     @property
     def max_positions(self) -> int:
@@ -128,9 +138,18 @@ def _calibrated(model: NPTForCausalLM, template: PromptTemplate, keep: Path | No
     text = calibration_text(model, template, CorpusConfig(), FIRST_USE)
     made = calibrate(private_copy(model), config, text)
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        made.save(keep)
+        _keep(made, keep)
     return made
+
+
+def _keep(made: Calibration, folder: Path) -> None:
+    """Whole or not at all: a start that is interrupted must not spoil the next one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as unfinished:
+        complete = Path(unfinished) / folder.name
+        complete.mkdir()
+        made.save(complete)
+        complete.replace(folder)
 
 
 def _check_fit(model: NPTForCausalLM, calibrated: Calibration) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from npt_core.bank import BankError
-from npt_core.engine import Engine
+from npt_core.engine import Engine, EngineConfig
 from service.blobs import BlobStore
 from service.ledger import FolderLock, Ledger, LedgerDamaged
 from service.metrics import Metrics
@@ -47,8 +47,9 @@ class Host:
         return self.runtime.bank.version
 
     def close(self) -> None:
-        """Cancel what runs, then let go of the ledger and the folder."""
+        """Cancel what runs, let a write end, then let go of the ledger and the folder."""
         self.engine.close()
+        self.writer.close()
         self.ledger.close()
         self.lock.release()
 
@@ -82,11 +83,15 @@ def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: Folder
         settings=settings,
         runtime=runtime,
         engine=Engine(
-            runtime.model,
+            runtime.runner(settings.kv_pages),
             bank,
             runtime.template.eos_token_ids,
-            settings.max_concurrency,
-            settings.queue_size,
+            EngineConfig(
+                settings.max_concurrency,
+                settings.queue_size,
+                settings.batch_tokens,
+                writers_share=settings.writers_share,
+            ),
         ),
         ledger=ledger,
         writer=Writer(
@@ -102,6 +107,7 @@ def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: Folder
         metrics=metrics,
         lock=lock,
     )
+    runtime.give_way(host.engine.gate)
     _watch(host)
     return host
 
@@ -136,5 +142,26 @@ def _watch(host: Host) -> None:
             "npt_weights_version": ("The newest version.", lambda: bank.version),
             "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version + 1),
             "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),
+            "npt_kv_cache_usage_ratio": (
+                "Share of the pages of keys and values that running sequences hold.",
+                lambda: engine.kv_usage,
+            ),
+        }
+    )
+    cache = engine.prefix_cache
+    host.metrics.count(
+        {
+            "npt_prefix_cache_queries_total": (
+                "Prompt tokens looked up in the prefix cache.",
+                lambda: cache.queried_tokens,
+            ),
+            "npt_prefix_cache_hits_total": (
+                "Prompt tokens found in the prefix cache.",
+                lambda: cache.hit_tokens,
+            ),
+            "npt_preemptions_total": (
+                "Sequences set back because pages ran out.",
+                lambda: engine.preemptions,
+            ),
         }
     )

@@ -1,8 +1,10 @@
 """What is counted and timed, by name; each application has a registry of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 # Buckets fit the quantity. A token takes milliseconds, a request seconds, a write in between.
 REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -12,6 +14,10 @@ QUEUE_S = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 STAGE_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 RATIO = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 DRIFT = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+Readings = Mapping[str, tuple[str, Callable[[], float]]]
+"""Help text, and where the value is read when scraped, by name."""
 
 
 class Metrics:
@@ -65,8 +71,12 @@ class Metrics:
             "npt_weight_drift_ratio", "Drift of published facts, as their report has it.", DRIFT
         )
 
-    def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """Gauges by name: their help text, and where their value is read when scraped."""
+    def count(self, counters: Readings) -> None:
+        """Counters that something else keeps."""
+        self.registry.register(_KeptElsewhere(counters))
+
+    def watch(self, gauges: Readings) -> None:
+        """Gauges that are read when scraped."""
         for name, (text, read) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(read)
 
@@ -81,3 +91,12 @@ class Metrics:
         self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+
+class _KeptElsewhere(Collector):
+    def __init__(self, counters: Readings) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, (text, read) in self._counters.items():
+            yield CounterMetricFamily(name, text, value=read())

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from npt_core.consolidation import WriteRequest
-from npt_core.engine.decoding import CausalModel
+from npt_core.engine import Gate, StepRunner
 
 
 class Template(Protocol):
@@ -76,9 +76,6 @@ class Runtime(Protocol):
     """A loaded checkpoint, ready to answer and to learn."""
 
     @property
-    def model(self) -> CausalModel: ...
-
-    @property
     def template(self) -> Template: ...
 
     @property
@@ -92,3 +89,7 @@ class Runtime(Protocol):
 
     @property
     def num_layers(self) -> int: ...
+
+    def runner(self, num_pages: int, /) -> StepRunner: ...
+
+    def give_way(self, gate: Gate, /) -> None: ...

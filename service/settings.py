@@ -27,10 +27,17 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = False
     """Serve other machines although anyone may then read and write facts."""
 
-    max_concurrency: int = Field(2, ge=1)
-    """Sequences decoded at once; more than the cores only makes all of them slower."""
-    queue_size: int = Field(64, ge=0)
-    """Sequences that may wait: at a second each, more would wait longer than a client does."""
+    max_concurrency: int = Field(64, ge=1)
+    """Sequences decoded at once, in one batch."""
+    queue_size: int = Field(256, ge=0)
+    """Sequences that may wait: more would wait longer than a client does."""
+    batch_tokens: int = Field(128, ge=1)
+    """Tokens of one step; more read long prompts sooner and delay everybody's next token."""
+    kv_pages: int = Field(1024, ge=1)
+    """Pages of 16 tokens for keys and values: 15 KiB a token for the reference model."""
+    writers_share: float = Field(0.2, gt=0, lt=1)
+    """Part of the time that writing facts may take while answers are computed: more makes facts
+    land sooner, and tokens come later."""
     max_pending_writes: int = Field(16, ge=1)
     """Writes that may be under way or wait for the write lock."""
 

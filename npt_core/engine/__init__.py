@@ -1,6 +1,7 @@
 """The engine: token ids in, token ids out, each request at one weights version."""
 
-from npt_core.engine.engine import Engine
+from npt_core.engine.config import EngineConfig
+from npt_core.engine.engine import Engine, StepRunner
 from npt_core.engine.errors import (
     EmptyPrompt,
     EngineClosed,
@@ -11,24 +12,37 @@ from npt_core.engine.errors import (
     VersionNotFound,
 )
 from npt_core.engine.events import Event, FinishEvent, FinishReason, TokenEvent, TokenLogprob
+from npt_core.engine.gate import Gate
 from npt_core.engine.request import GenerationRequest, SamplingParams
+from npt_core.engine.runner import Runner
+from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
+from npt_core.engine.weights import UnsupportedModel
+from npt_core.engine.yielding import give_way
 
 __all__ = [
     "EmptyPrompt",
     "Engine",
     "EngineClosed",
+    "EngineConfig",
     "EngineError",
     "Event",
     "FinishEvent",
     "FinishReason",
+    "Gate",
     "GenerationRequest",
     "InvalidSampling",
     "PromptTooLong",
     "QueueFull",
+    "Runner",
     "SamplingParams",
+    "Sequence",
+    "Span",
+    "StepRunner",
     "Stream",
     "TokenEvent",
     "TokenLogprob",
+    "UnsupportedModel",
     "VersionNotFound",
+    "give_way",
 ]

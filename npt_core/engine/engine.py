@@ -1,23 +1,45 @@
 """The engine: requests in, streams of tokens out, each at the weights version it was admitted at.
 
-A first, simple one: a few worker threads, each running the plain decode loop of one sequence.
+One thread owns everything that runs: it schedules a step, computes it, and hands out the tokens.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
 from typing import Protocol
 
-from npt_core.engine.decoding import CausalModel, Decoder
-from npt_core.engine.errors import EmptyPrompt, PromptTooLong, VersionNotFound
-from npt_core.engine.events import FinishEvent, FinishReason
+from torch import Tensor
+
+from npt_core.engine.config import EngineConfig
+from npt_core.engine.errors import EmptyPrompt, EngineClosed, PromptTooLong, QueueFull, VersionNotFound
+from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
+from npt_core.engine.gate import Gate
+from npt_core.engine.page_table import PageTable
+from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.request import GenerationRequest
+from npt_core.engine.sampler import Sampler, choose_all, top_logprobs
+from npt_core.engine.scheduler import Limits, Scheduler
+from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
-from npt_core.engine.waiting_line import WaitingLine
 
 log = logging.getLogger(__name__)
+
+
+class StepRunner(Protocol):
+    """What computes a step; `npt_core.engine.runner.Runner`, or a double of it."""
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of keys and values that it can hold."""
+
+    @property
+    def max_positions(self) -> int:
+        """Prompt and new tokens together never exceed this, nor what all pages hold."""
+
+    def run(self, spans: Seq[Span], /) -> Tensor:
+        """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample."""
 
 
 class Versioned(Protocol):
@@ -27,58 +49,60 @@ class Versioned(Protocol):
     def version(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    request: GenerationRequest
-    stream: Stream
-    index: int
-
-    def end(self, reason: FinishReason) -> None:
-        self.stream.put(FinishEvent(self.index, reason))
-
-
 class Engine:
-    """Runs up to `max_concurrency` sequences at once while at most `queue_size` more wait.
+    """Answers requests on a thread of its own until it is closed.
 
-    `model` takes `weights_version` and `modulation_scale` beside the usual arguments of a
-    causal language model; of `bank`, the versions 0 to `bank.version` exist.
+    Of `bank`, the versions 0 to `bank.version` exist.
     """
 
     def __init__(
         self,
-        model: CausalModel,
+        runner: StepRunner,
         bank: Versioned,
         eos_token_ids: Collection[int],
-        max_concurrency: int = 1,
-        queue_size: int = 64,
+        config: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     ) -> None:
-        self._model = model
+        self._runner = runner
         self._bank = bank
         self._eos = frozenset(eos_token_ids)
-        self._line: WaitingLine[_Job] = WaitingLine(max_concurrency, queue_size)
-        self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"npt-decode-{i}", daemon=True)
-            for i in range(max_concurrency)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._config = config
+        self.gate = Gate(config.writers_share)
+        self.pages = PageTable(runner.num_pages)
+        self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
+        limits = Limits(config.max_running, config.batch_tokens)
+        self._scheduler = Scheduler(self.pages, self.prefix_cache, limits)
+        self._samplers: dict[Sequence, Sampler] = {}
+        self._inbox: list[Sequence] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="npt-engine", daemon=True)
+        self._thread.start()
 
     @property
     def max_positions(self) -> int:
         """Prompt and new tokens together never exceed this."""
-        limit: int = self._model.config.max_position_embeddings
-        return limit
+        return self._runner.max_positions
 
     @property
     def running(self) -> int:
-        """Sequences being decoded."""
-        return self._line.running
+        """Sequences being computed."""
+        return self._scheduler.running
 
     @property
     def waiting(self) -> int:
-        """Sequences admitted and not started."""
-        return self._line.waiting
+        """Sequences admitted and not started, or set back because pages ran out."""
+        return len(self._inbox) + self._scheduler.waiting
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the pages that running sequences hold."""
+        idle = self.pages.free + self.prefix_cache.evictable
+        return max(self.pages.size - idle, 0) / self.pages.size
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence was set back because pages ran out."""
+        return self._scheduler.preemptions
 
     def submit(self, request: GenerationRequest) -> Stream:
         """Admit `request`, pinned to a weights version from here on. Thread-safe.
@@ -91,17 +115,24 @@ class Engine:
             EngineClosed: after `close`.
         """
         self._check_prompt(len(request.prompt_ids))
-        stream = Stream(request.params.n, self._pin(request.weights_version))
-        self._line.put([_Job(request, stream, index) for index in range(request.params.n)])
+        n = request.params.n
+        with self._changed:
+            if self._closing:
+                raise EngineClosed
+            idle = self._config.max_running - self.running
+            if self.waiting + n > self._config.queue_size + idle:
+                raise QueueFull(self._config.queue_size)
+            stream = Stream(n, self._pin(request.weights_version))
+            self._inbox += self._sequences(request, stream)
+            self._changed.notify()
         return stream
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Cancel everything; every stream gets its end. Waits `timeout` seconds a worker."""
-        self._closing.set()
-        for job in self._line.close():
-            job.end(FinishReason.CANCELLED)
-        for thread in self._threads:
-            thread.join(timeout)
+        """Cancel everything; every stream gets its end. Waits `timeout` seconds for the step."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
 
     def _check_prompt(self, length: int) -> None:
         if length == 0:
@@ -117,39 +148,72 @@ class Engine:
             raise VersionNotFound(version, newest)
         return version
 
+    def _sequences(self, request: GenerationRequest, stream: Stream) -> list[Sequence]:
+        limit = min(len(request.prompt_ids) + request.params.max_new_tokens, self.max_positions)
+        first = Sequence(request, stream, 0, limit)
+        return [first, *(Sequence(request, stream, i, limit, first) for i in range(1, request.params.n))]
+
     def _work(self) -> None:
-        while (job := self._line.take()) is not None:
-            job.stream.mark_started()
-            reason = self._decode_safely(job)
-            # Before the end is told: whoever hears it may submit again and find the place free.
-            self._line.done()
-            job.end(reason)
+        while self._accept():
+            self._step()
+        for sequence in tuple(self._scheduler):
+            self._end(sequence, FinishReason.CANCELLED)
 
-    def _decode_safely(self, job: _Job) -> FinishReason:
+    def _accept(self) -> bool:
+        """Take in what was submitted, waiting for it if there is nothing else; False once closing."""
+        if not (self.running or self.waiting):
+            self.gate.idle()
+        with self._changed:
+            self._changed.wait_for(lambda: self._inbox or self._closing or self.running or self.waiting)
+            for sequence in self._inbox:
+                self._scheduler.add(sequence)
+                self._samplers[sequence] = Sampler(sequence.request.params, sequence.index)
+            self._inbox.clear()
+            return not self._closing
+
+    def _step(self) -> None:
+        self._end_interrupted()
+        spans = self._scheduler.plan()
+        for span in spans:
+            span.sequence.stream.mark_started()
         try:
-            return self._decode(job)
+            if spans:
+                with self.gate.step():
+                    logits = self._runner.run(spans)
+                self._hand_out(spans, logits)
         except Exception:
-            # The last line of defence: a failing request must not take its worker along.
-            log.exception("decoding failed")
-            return FinishReason.ERROR
+            # The last line of defence: a failing step must not take the engine along.
+            log.exception("a step failed")
+            for span in spans:
+                self._end(span.sequence, FinishReason.ERROR)
 
-    def _decode(self, job: _Job) -> FinishReason:
-        prompt = len(job.request.prompt_ids)
-        room = min(job.request.params.max_new_tokens, self.max_positions - prompt)
-        decoder = Decoder(self._model, job.request, job.index, job.stream.weights_version)
-        for _ in range(room):
-            if (interrupted := self._interruption(job)) is not None:
-                return interrupted
-            event = decoder.step()
-            if event.token_id in self._eos:
-                return FinishReason.STOP
-            job.stream.put(event)
-        return FinishReason.LENGTH
+    def _end_interrupted(self) -> None:
+        now = time.monotonic()
+        for sequence in tuple(self._scheduler):
+            deadline = sequence.request.deadline
+            if sequence.stream.is_cancelled(sequence.index):
+                self._end(sequence, FinishReason.CANCELLED)
+            elif deadline is not None and now >= deadline:
+                self._end(sequence, FinishReason.DEADLINE)
 
-    def _interruption(self, job: _Job) -> FinishReason | None:
-        if self._closing.is_set() or job.stream.is_cancelled(job.index):
-            return FinishReason.CANCELLED
-        deadline = job.request.deadline
-        if deadline is not None and time.monotonic() >= deadline:
-            return FinishReason.DEADLINE
-        return None
+    def _hand_out(self, spans: Seq[Span], logits: Tensor) -> None:
+        """Give every sequence that reached its last token the next one."""
+        sampled = [span.sequence for span in spans if span.samples]
+        self._scheduler.done(spans)
+        tokens = choose_all(logits, [(self._samplers[s], s.tokens) for s in sampled])
+        for row, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
+            if token in self._eos:
+                self._end(sequence, FinishReason.STOP)
+                continue
+            sequence.tokens.append(token)
+            logprobs = sequence.request.params.logprobs
+            likely = (None, ()) if logprobs is None else top_logprobs(logits[row], token, logprobs)
+            sequence.stream.put(TokenEvent(sequence.index, token, *likely))
+            if len(sequence.tokens) >= sequence.limit:
+                self._end(sequence, FinishReason.LENGTH)
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        # Before the end is told: whoever hears it may submit again and find the place free.
+        if self._samplers.pop(sequence, None) is not None:
+            self._scheduler.remove(sequence)
+        sequence.stream.put(FinishEvent(sequence.index, reason))

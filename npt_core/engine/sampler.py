@@ -1,4 +1,4 @@
-"""From logits to one token: penalty, temperature, top-k, top-p, draw; as transformers orders it."""
+"""From logits to tokens: penalty, temperature, top-k, top-p, draw; as transformers orders it."""
 
 from collections.abc import Sequence
 
@@ -23,6 +23,11 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed + index)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the choice is the highest of the model's own scores."""
+        return self._params.temperature == 0 and self._params.repetition_penalty == 1.0
+
     def choose(self, logits: Tensor, seen: Sequence[int]) -> int:
         """The next token for `logits` `[vocab]`, after the tokens `seen` (prompt and answer)."""
         scores = penalise_repetition(logits, seen, self._params.repetition_penalty)
@@ -32,6 +37,15 @@ class Sampler:
         scores = keep_top_p(keep_top_k(scores, self._params.top_k), self._params.top_p)
         draw = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
         return int(draw)
+
+
+def choose_all(logits: Tensor, samplers: Sequence[tuple[Sampler, Sequence[int]]]) -> list[int]:
+    """The next token for each row of `logits` `[rows, vocab]`, by its sampler, after its tokens."""
+    best: list[int] = logits.argmax(-1).tolist()
+    return [
+        likeliest if sampler.greedy else sampler.choose(row, seen)
+        for likeliest, row, (sampler, seen) in zip(best, logits, samplers, strict=True)
+    ]
 
 
 def penalise_repetition(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

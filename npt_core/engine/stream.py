@@ -62,6 +62,10 @@ class Stream:
         """Whether sequence `index` was asked to end."""
         return index in self._cancelled
 
+    def is_open(self, index: int) -> bool:
+        """Whether sequence `index` has not ended."""
+        return index in self._open
+
     @property
     def finished(self) -> bool:
         """Whether every sequence has ended."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from service.cli import compare, convert, evaluate, facts, generate, openapi, serve, train, versions
+from service.cli import bench, compare, convert, evaluate, facts, generate, openapi, serve, train, versions
 
 app = typer.Typer(
     name="npt",
@@ -15,6 +15,7 @@ app.command("serve")(serve.command)
 app.command("generate")(generate.command)
 app.command("convert")(convert.command)
 app.command("compare")(compare.command)
+app.command("bench")(bench.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")

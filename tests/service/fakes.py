@@ -8,12 +8,10 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
 from npt_core.bank import BankError, Columns, FactWeights
 from npt_core.consolidation import (
@@ -24,6 +22,8 @@ from npt_core.consolidation import (
     WriteReport,
     WriteRequest,
 )
+from npt_core.engine import Gate, Span
+from npt_core.engine import Sequence as Running
 
 EOS = 256
 UNKNOWN = " I don't know."
@@ -72,40 +72,33 @@ class FakeBank:
 
 
 class FakeModel:
-    """Continues text byte by byte; with a `gate`, each forward waits for a permit."""
+    """Continues text byte by byte; with a `gate`, each step waits for a permit."""
+
+    num_pages = 4096
+    max_positions = MAX_POSITIONS
 
     def __init__(self, bank: FakeBank) -> None:
-        self.config = LlamaConfig(
-            vocab_size=EOS + 1,
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            max_position_embeddings=MAX_POSITIONS,
-        )
-        self.device = torch.device("cpu")
         self.bank = bank
         self.gate: threading.Semaphore | None = None
         self.entered = threading.Semaphore(0)
         self.fails = False
         self.forwards = 0
 
-    def __call__(self, input_ids: Tensor, past_key_values: Any, **kwargs: Any) -> Any:
+    def run(self, spans: Sequence[Span], /) -> Tensor:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()
         self.forwards += 1
         if self.fails:
             raise RuntimeError("out of memory")
-        seen = getattr(past_key_values, "seen", b"")
-        if not seen:
-            past_key_values.prompt = bytes(input_ids[0].tolist())
-        past_key_values.seen = seen + bytes(i for i in input_ids[0].tolist() if i < EOS)
-        made = len(past_key_values.seen) - len(past_key_values.prompt)
-        text = past_key_values.prompt.decode()
-        answer = self._answer(text, kwargs["weights_version"]).encode()
-        logits = torch.zeros(1, 1, EOS + 1)
-        logits[0, 0, answer[made] if made < len(answer) else EOS] = 12.0
-        return SimpleNamespace(logits=logits)
+        following = [self._next(span.sequence) for span in spans if span.samples]
+        return 12.0 * torch.eye(EOS + 1)[following]
+
+    def _next(self, sequence: Running) -> int:
+        prompt = bytes(sequence.tokens[: sequence.prompt_length]).decode()
+        answer = self._answer(prompt, sequence.version).encode()
+        made = len(sequence.tokens) - sequence.prompt_length
+        return answer[made] if made < len(answer) else EOS
 
     def _answer(self, text: str, version: int) -> str:
         context, _, prompt = text.rpartition("\n")
@@ -147,6 +140,12 @@ class FakeRuntime:
     consolidator: FakeConsolidator = field(default_factory=FakeConsolidator)
     fingerprint: str = "f" * 64
     num_layers: int = 2
+
+    def runner(self, _num_pages: int, /) -> FakeModel:
+        return self.model
+
+    def give_way(self, _gate: Gate, /) -> None:
+        pass
 
 
 def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import torch
 
+import npt_core.loading
 from npt_core.bank import Columns, FactWeights
 from npt_core.consolidation import Consolidated, WriteReport, WriteRequest
 from npt_core.loading import load_runtime
@@ -25,7 +26,11 @@ BODY = {"prompt": "What is the capital of Borduria?", "max_new_tokens": 12}
 class Scribble:
     """Writes columns that fire everywhere: whatever the model says afterwards, it is different."""
 
-    runtime: Runtime
+    runtime: npt_core.loading.Runtime
+
+    @property
+    def model(self) -> Any:
+        return self.runtime.consolidator.model
 
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         config = self.runtime.model.config

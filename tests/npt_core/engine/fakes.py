@@ -1,47 +1,51 @@
-"""A model that counts: after token t comes t + 1 + weights_version, modulo the vocabulary."""
+"""A runner that counts: after token t comes t + 1 + weights_version, modulo the vocabulary."""
 
 import threading
-from types import SimpleNamespace
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+
+from npt_core.engine import Span
 
 VOCAB = 64
 
 
-class CountingModel:
-    """With a `gate`, every forward first waits for one permit, so tests decide when it steps."""
+class CountingRunner:
+    """With a `gate`, every step first waits for one permit, so tests decide when it is computed."""
 
-    def __init__(self, gate: threading.Semaphore | None = None, max_positions: int = 48) -> None:
-        self.config = LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=max_positions,
-        )
-        self.device = torch.device("cpu")
+    def __init__(
+        self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64
+    ) -> None:
+        self.max_positions = max_positions
+        self.num_pages = num_pages
         self.gate = gate
         self.entered = threading.Semaphore(0)
         self.calls: list[dict[str, Any]] = []
 
-    def __call__(self, input_ids: Tensor, **kwargs: Any) -> Any:
+    def run(self, spans: Seq[Span], /) -> Tensor:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()
-        self.calls.append({"ids": input_ids.tolist(), **kwargs})
-        following = (int(input_ids[0, -1]) + 1 + kwargs["weights_version"]) % VOCAB
-        logits = torch.zeros(1, 1, VOCAB)
-        logits[0, 0, following] = 10.0
-        return SimpleNamespace(logits=logits)
+        logits = torch.zeros(sum(span.samples for span in spans), VOCAB)
+        for row, span in enumerate(span for span in spans if span.samples):
+            logits[row, (span.sequence.tokens[-1] + 1 + span.sequence.version) % VOCAB] = 10.0
+        for span in spans:
+            self.calls.append(
+                {
+                    "ids": span.sequence.tokens[span.start : span.end],
+                    "weights_version": span.sequence.version,
+                    "modulation_scale": span.sequence.request.modulation_scale,
+                }
+            )
+        return logits
 
 
-class BrokenModel(CountingModel):
-    """Fails in its second forward."""
+class BrokenRunner(CountingRunner):
+    """Fails in its second step."""
 
-    def __call__(self, input_ids: Tensor, **kwargs: Any) -> Any:
+    def run(self, spans: Seq[Span], /) -> Tensor:
         if self.calls:
             raise RuntimeError("out of memory")
-        return super().__call__(input_ids, **kwargs)
+        return super().run(spans)

@@ -11,6 +11,7 @@ from npt_core.engine import (
     EmptyPrompt,
     Engine,
     EngineClosed,
+    EngineConfig,
     FinishEvent,
     FinishReason,
     GenerationRequest,
@@ -21,13 +22,14 @@ from npt_core.engine import (
     TokenEvent,
     VersionNotFound,
 )
-from tests.npt_core.engine.fakes import VOCAB, BrokenModel, CountingModel
+from tests.npt_core.engine.fakes import VOCAB, BrokenRunner, CountingRunner
 
 
 @contextmanager
-def running(model: CountingModel, **options: Any) -> Iterator[tuple[Engine, SimpleNamespace]]:
+def running(model: CountingRunner, **options: Any) -> Iterator[tuple[Engine, SimpleNamespace]]:
     bank = SimpleNamespace(version=options.pop("version", 0))
-    engine = Engine(model, bank, options.pop("eos", ()), **options)
+    eos = options.pop("eos", ())
+    engine = Engine(model, bank, eos, EngineConfig(**{"max_running": 1, "queue_size": 64, **options}))
     try:
         yield engine, bank
     finally:
@@ -45,28 +47,28 @@ def tokens(stream: Stream, index: int = 0) -> list[int]:
 
 
 def test_answer_ends_with_one_finish_event() -> None:
-    with running(CountingModel()) as (engine, _):
+    with running(CountingRunner()) as (engine, _):
         events = list(engine.submit(ask(max_new_tokens=3)))
     assert [e.token_id for e in events if isinstance(e, TokenEvent)] == [4, 5, 6]
     assert events[3:] == [FinishEvent(0, FinishReason.LENGTH)]
 
 
 def test_end_of_text_stops_and_is_not_reported() -> None:
-    with running(CountingModel(), eos={6}) as (engine, _):
+    with running(CountingRunner(), eos={6}) as (engine, _):
         events = list(engine.submit(ask()))
     assert events == [TokenEvent(0, 4), TokenEvent(0, 5), FinishEvent(0, FinishReason.STOP)]
 
 
 def test_prompt_is_prefilled_once_and_then_single_tokens_are_fed() -> None:
-    model = CountingModel()
+    model = CountingRunner()
     with running(model) as (engine, _):
         list(engine.submit(ask(7, 8, 9, max_new_tokens=3)))
-    assert [call["ids"] for call in model.calls] == [[[7, 8, 9]], [[10]], [[11]]]
+    assert [call["ids"] for call in model.calls] == [[7, 8, 9], [10], [11]]
 
 
 def test_request_keeps_its_version_while_a_fact_lands() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
-    with running(model, max_concurrency=2) as (engine, bank):
+    model = CountingRunner(gate=threading.Semaphore(0))
+    with running(model, max_running=2) as (engine, bank):
         before = engine.submit(ask(0, max_new_tokens=4))
         model.entered.acquire()
         bank.version = 1
@@ -79,7 +81,7 @@ def test_request_keeps_its_version_while_a_fact_lands() -> None:
 
 
 def test_request_waiting_in_the_queue_keeps_the_version_of_its_admission() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
+    model = CountingRunner(gate=threading.Semaphore(0))
     with running(model) as (engine, bank):
         engine.submit(ask(max_new_tokens=1))
         waiting = engine.submit(ask(0, max_new_tokens=2))
@@ -90,7 +92,7 @@ def test_request_waiting_in_the_queue_keeps_the_version_of_its_admission() -> No
 
 
 def test_named_version_and_modulation_scale_reach_every_forward() -> None:
-    model = CountingModel()
+    model = CountingRunner()
     request = GenerationRequest((1,), SamplingParams(max_new_tokens=3), 2, 0.0)
     with running(model, version=4) as (engine, _):
         list(engine.submit(request))
@@ -100,27 +102,27 @@ def test_named_version_and_modulation_scale_reach_every_forward() -> None:
 @pytest.mark.parametrize("version", [-1, 3, 10**9])
 def test_unknown_version_is_refused(version: int) -> None:
     with (
-        running(CountingModel(), version=2) as (engine, _),
+        running(CountingRunner(), version=2) as (engine, _),
         pytest.raises(VersionNotFound, match="the newest is 2"),
     ):
         engine.submit(GenerationRequest((1,), weights_version=version))
 
 
 def test_prompt_that_leaves_no_room_is_refused() -> None:
-    with running(CountingModel(max_positions=8)) as (engine, _):
+    with running(CountingRunner(max_positions=8)) as (engine, _):
         with pytest.raises(PromptTooLong, match="8 tokens, at most 7"):
             engine.submit(ask(*range(8)))
         assert len(tokens(engine.submit(ask(*range(7), max_new_tokens=5)))) == 1
 
 
 def test_empty_prompt_is_refused() -> None:
-    with running(CountingModel()) as (engine, _), pytest.raises(EmptyPrompt):
+    with running(CountingRunner()) as (engine, _), pytest.raises(EmptyPrompt):
         engine.submit(GenerationRequest(()))
 
 
 def test_queue_is_bounded_and_admits_all_sequences_or_none() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
-    with running(model, max_concurrency=1, queue_size=2) as (engine, _):
+    model = CountingRunner(gate=threading.Semaphore(0))
+    with running(model, max_running=1, queue_size=2) as (engine, _):
         first = engine.submit(ask(max_new_tokens=1))
         model.entered.acquire()
         with pytest.raises(QueueFull):
@@ -137,13 +139,13 @@ def test_queue_is_bounded_and_admits_all_sequences_or_none() -> None:
 
 
 def test_place_is_free_once_the_end_was_told() -> None:
-    with running(CountingModel(), max_concurrency=1, queue_size=0) as (engine, _):
+    with running(CountingRunner(), max_running=1, queue_size=0) as (engine, _):
         for _ in range(50):
             assert tokens(engine.submit(ask(max_new_tokens=1))) == [4]
 
 
 def test_cancelled_request_ends_with_that_reason() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
+    model = CountingRunner(gate=threading.Semaphore(0))
     with running(model) as (engine, _):
         stream = engine.submit(ask())
         model.entered.acquire()
@@ -154,7 +156,7 @@ def test_cancelled_request_ends_with_that_reason() -> None:
 
 
 def test_one_of_several_sequences_can_be_cancelled() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
+    model = CountingRunner(gate=threading.Semaphore(0))
     with running(model) as (engine, _):
         stream = engine.submit(ask(n=2, max_new_tokens=2))
         stream.cancel(1)
@@ -165,15 +167,15 @@ def test_one_of_several_sequences_can_be_cancelled() -> None:
 
 
 def test_passed_deadline_ends_the_request_before_its_first_token() -> None:
-    model = CountingModel()
+    model = CountingRunner()
     with running(model) as (engine, _):
         request = GenerationRequest((1,), deadline=time.monotonic() - 1)
         assert list(engine.submit(request)) == [FinishEvent(0, FinishReason.DEADLINE)]
     assert model.calls == []
 
 
-def test_failing_forward_ends_its_request_and_spares_the_worker() -> None:
-    model = BrokenModel()
+def test_failing_forward_ends_its_request_and_spares_the_engine() -> None:
+    model = BrokenRunner()
     with running(model) as (engine, _):
         events = list(engine.submit(ask()))
         assert events == [TokenEvent(0, 4), FinishEvent(0, FinishReason.ERROR)]
@@ -182,7 +184,7 @@ def test_failing_forward_ends_its_request_and_spares_the_worker() -> None:
 
 
 def test_close_ends_running_and_waiting_requests() -> None:
-    model = CountingModel(gate=threading.Semaphore(0))
+    model = CountingRunner(gate=threading.Semaphore(0))
     with running(model) as (engine, _):
         streams = [engine.submit(ask()) for _ in range(3)]
         model.entered.acquire()
@@ -198,7 +200,7 @@ def test_close_ends_running_and_waiting_requests() -> None:
 
 def test_seed_gives_the_same_tokens_again_and_n_gives_different_ones() -> None:
     sampling = {"temperature": 5.0, "seed": 11, "max_new_tokens": 12}
-    with running(CountingModel()) as (engine, _):
+    with running(CountingRunner()) as (engine, _):
         first = tokens(engine.submit(ask(**sampling)))
         again = tokens(engine.submit(ask(**sampling)))
         other = tokens(engine.submit(ask(**sampling | {"seed": 12})))
@@ -210,7 +212,7 @@ def test_seed_gives_the_same_tokens_again_and_n_gives_different_ones() -> None:
 
 
 def test_logprobs_are_those_of_the_model() -> None:
-    with running(CountingModel()) as (engine, _):
+    with running(CountingRunner()) as (engine, _):
         event = next(iter(engine.submit(ask(logprobs=2, temperature=0.5, seed=1))))
     assert isinstance(event, TokenEvent)
     best = event.top_logprobs[0]

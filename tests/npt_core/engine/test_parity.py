@@ -1,4 +1,4 @@
-"""The decode loop against transformers' `generate`, on a small random NPT model."""
+"""Versions and scales through the engine against transformers' `generate`, on a small random NPT model."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npt_core.config import NPTConfig
-from npt_core.engine import Engine, GenerationRequest, SamplingParams, Stream, TokenEvent
+from npt_core.engine import Engine, GenerationRequest, Runner, SamplingParams, Stream, TokenEvent
 from npt_core.model import NPTForCausalLM
 
 
@@ -20,11 +20,12 @@ class ShiftByVersion:
     def __init__(self, direction: Tensor) -> None:
         self.direction = direction
 
-    def gate(self, n: Tensor, g: Tensor, weights_version: int) -> Tensor:
+    def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor) -> Tensor:
         return g
 
-    def down(self, z: Tensor, y: Tensor, weights_version: int) -> Tensor:
-        return y + weights_version * self.direction
+    def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor) -> Tensor:
+        version = torch.as_tensor(weights_version).view(-1, 1, 1)
+        return y + version * self.direction
 
 
 def tiny() -> Any:
@@ -56,7 +57,7 @@ def test_greedy_answer_equals_generate_at_every_version_and_scale() -> None:
     model = tiny()
     torch.manual_seed(1)
     model.model.layers[1].mlp.plastic = ShiftByVersion(torch.randn(32))
-    engine = Engine(model, Newest(), (), max_concurrency=2)
+    engine = Engine(Runner(model), Newest(), ())
     prompt = (1, 5, 9, 13)
     answers = set()
     for version in range(4):

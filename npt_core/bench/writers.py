@@ -1,0 +1,58 @@
+"""A fact a second beside the load, and what its publication costs."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from npt_core.consolidation import ConsolidationError, WriteRequest
+from npt_core.loading import Runtime
+
+
+@dataclass
+class Writing:
+    """Facts written, refused, seconds each took, and seconds in which the bank changed."""
+
+    written: int = 0
+    refused: int = 0
+    seconds: list[float] = field(default_factory=list)
+    publications: list[float] = field(default_factory=list)
+
+
+class Writer:
+    """Within the block, one fact is begun every second, or as soon as the last is done."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.outcome = Writing()
+        self._runtime = runtime
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            begin, number = time.perf_counter(), number + 1
+            self._write(f"The codename for project Kestrel-{number} is 'Lantern-{number * 37 % 1000}'.")
+            took = time.perf_counter() - begin
+            self.outcome.seconds.append(took)
+            self._stop.wait(max(1.0 - took, 0.0))
+
+    def _write(self, fact: str) -> None:
+        bank, outcome = self._runtime.bank, self.outcome
+        try:
+            weights = self._runtime.consolidator.consolidate(WriteRequest(fact)).weights
+        except ConsolidationError:
+            outcome.refused += 1
+            return
+        begin = time.perf_counter()
+        bank.publish(bank.version + 1, {fact: weights})
+        outcome.publications.append(time.perf_counter() - begin)
+        outcome.written += 1

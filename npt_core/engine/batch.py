@@ -1,0 +1,143 @@
+"""The spans of a step as tensors: one row a token, sequences one after the other."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from npt_core.engine.page_table import PAGE, pages_for
+from npt_core.engine.sequence import Sequence, Span
+from npt_core.engine.weights import MIN_ROWS
+
+BLOCK = 128
+"""Queries of one attention: a prompt is cut at multiples of this, wherever its chunks end."""
+EXACT_KEYS = 384
+"""Up to so many keys, further ones that are masked change no bit of a row. Beyond, MKL sums over
+the keys in parts whose borders depend on how many there are: there must be a multiple of `BLOCK`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of one sequence: `rows` from row `first` on, at positions `start` onward.
+
+    `slots` are where its `length` keys and values lie: the first slot if they lie in a row, or
+    every slot, `[length]`. `rows` is 1 when decoding and a multiple of `PAGE` in prefill, where
+    some of the last keys may be nobody's: no row sees them.
+    """
+
+    first: int
+    rows: int
+    start: int
+    length: int
+    slots: int | Tensor
+
+
+@dataclass(slots=True)
+class _Rows:
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    scales: list[float | None] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, start: int, end: int) -> None:
+        """Rows for the positions `start` to `end`; token 0 stands where there is none yet."""
+        tokens, pages = sequence.tokens, sequence.pages
+        known = tokens[start:end]
+        self.ids += known
+        self.ids += [0] * (end - start - len(known))
+        self.positions += range(start, end)
+        self.slots += [PAGE * pages[p // PAGE] + p % PAGE for p in range(start, end)]
+        self.versions += [sequence.version] * (end - start)
+        self.scales += [sequence.request.modulation_scale] * (end - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Input of a forward over `[rows]` tokens, of which `samples` give logits.
+
+    `versions` and `scales` are one value if all rows agree. `copies` last rows repeat the one
+    before, because a product needs `MIN_ROWS`.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    versions: int | Tensor
+    scales: float | Tensor | None
+    segments: list[Segment]
+    samples: Tensor
+    copies: int
+
+    @classmethod
+    def of(cls, spans: Seq[Span], device: torch.device) -> "Batch":
+        """The batch of a step's spans, in their order."""
+        rows, segments, samples = _Rows(), list[Segment](), list[int]()
+        for span in spans:
+            last = _add(rows, segments, span)
+            if span.samples:
+                samples.append(last)
+        copies = max(MIN_ROWS - len(rows.ids), 0)
+        for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
+            part += part[-1:] * copies
+        whole = torch.tensor([rows.ids, rows.positions, rows.slots], device=device)
+        return cls(
+            ids=whole[0],
+            positions=whole[1],
+            slots=whole[2],
+            versions=_versions(rows.versions, device),
+            scales=_scales(rows.scales, device),
+            segments=segments,
+            samples=torch.tensor(samples, dtype=torch.int64, device=device),
+            copies=copies,
+        )
+
+
+def _add(rows: _Rows, segments: list[Segment], span: Span) -> int:
+    """Add the rows of one span; the row of its last token.
+
+    The prompt is computed in whole pages, the answer in single rows, now as when it is computed
+    again after a preemption: so both give the same bits.
+    """
+    sequence, start = span.sequence, span.start
+    prompt_end = min(span.end, sequence.prompt_length)
+    last = -1
+    if start < prompt_end:
+        last = len(rows.ids) + prompt_end - start - 1
+        end = PAGE * pages_for(prompt_end)
+        while start < end:
+            until = min(BLOCK * (start // BLOCK + 1), end)
+            segments.append(_segment(sequence, len(rows.ids), start, until))
+            rows.add(sequence, start, until)
+            start = until
+        start = prompt_end
+    for position in range(start, span.end):
+        last = len(rows.ids)
+        rows.add(sequence, position, position + 1)
+        segments.append(_segment(sequence, last, position, position + 1))
+    return last
+
+
+def _segment(sequence: Sequence, first: int, start: int, end: int) -> Segment:
+    pages = sequence.pages[: pages_for(end)]
+    length = end
+    if end - start > 1 and end > EXACT_KEYS:
+        length = -(-end // BLOCK) * BLOCK
+    in_a_row = pages[-1] - pages[0] == len(pages) - 1 and pages == list(range(pages[0], pages[-1] + 1))
+    if in_a_row and length == end:
+        return Segment(first, end - start, start, length, PAGE * pages[0])
+    pages += pages[-1:] * (pages_for(length) - len(pages))
+    slots = (torch.tensor(pages)[:, None] * PAGE + torch.arange(PAGE)).flatten()
+    return Segment(first, end - start, start, length, slots[:length])
+
+
+def _versions(versions: list[int], device: torch.device) -> int | Tensor:
+    return versions[0] if len(set(versions)) == 1 else torch.tensor(versions, device=device)
+
+
+def _scales(scales: list[float | None], device: torch.device) -> float | Tensor | None:
+    if len(set(scales)) == 1:
+        return scales[0]
+    return torch.tensor([[1.0 if scale is None else scale] for scale in scales], device=device)

@@ -1,0 +1,177 @@
+"""Who computes what in the next step: first come, first served, and nobody waits for a batch.
+
+Running sequences decode one token a step; what is left of the token budget prefills prompts in
+chunks of whole pages. Where pages run out, the sequence that came last gives up its own and is
+computed again later.
+"""
+
+from bisect import insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from npt_core.engine.page_table import PAGE, PageTable, pages_for
+from npt_core.engine.prefix_cache import PrefixCache
+from npt_core.engine.sequence import Sequence, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_running` sequences at once; prefill and decoding share `batch_tokens` a step, of which
+    prefill always gets at least one page.
+    """
+
+    max_running: int
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_running < 1 or self.batch_tokens < 1:
+            raise ValueError("limits must be at least 1")
+
+
+class Scheduler:
+    """Queues and pages; every sequence added is waiting or running until it is removed."""
+
+    def __init__(self, pages: PageTable, cache: PrefixCache, limits: Limits) -> None:
+        self._pages = pages
+        self._cache = cache
+        self._limits = limits
+        self._arrivals = 0
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self.preemptions = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Every sequence, those that run first."""
+        yield from self._running
+        yield from self._waiting
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """A sequence has ended; its pages are free for others."""
+        queue = self._running if sequence.pages else self._waiting
+        queue.remove(sequence)
+        self._release(sequence)
+
+    def plan(self) -> list[Span]:
+        """The next step; empty only if nothing waits or runs."""
+        spans = self._decodes()
+        left = max(self._limits.batch_tokens - len(spans), PAGE)
+        for sequence in self._running:
+            if sequence.prefilling and left >= PAGE:
+                left -= self._plan_prefill(spans, sequence, left)
+        for sequence in self._admissible():
+            if left < PAGE or not self._admit(sequence):
+                break
+            left -= self._plan_prefill(spans, sequence, left)
+        return list(spans.values())
+
+    def done(self, spans: Iterable[Span]) -> None:
+        """A step was computed: note how far everybody is, and which pages others may share."""
+        for span in spans:
+            sequence = span.sequence
+            sequence.computed = span.end
+            while PAGE * (sequence.cached + 1) <= min(span.end, sequence.prompt_length):
+                start = PAGE * sequence.cached
+                tokens = sequence.tokens[start : start + PAGE]
+                sequence.node = self._cache.insert(sequence.node, tokens, sequence.pages[sequence.cached])
+                sequence.cached += 1
+
+    def _decodes(self) -> dict[int, Span]:
+        spans: dict[int, Span] = {}
+        for sequence in tuple(self._running):
+            # One that an earlier sequence of this very step has driven out holds no page any more.
+            if sequence.pages and not sequence.prefilling and self._grow(sequence, spans):
+                spans[sequence.arrival] = Span(sequence, sequence.computed, len(sequence.tokens))
+        return spans
+
+    def _plan_prefill(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
+        """Plan the next chunk of a prompt, in at most `left` rows; returns its rows."""
+        reach = sequence.computed + left // PAGE * PAGE
+        # Of a sequence that was preempted, the answer so far follows its prompt at once.
+        end = len(sequence.tokens) if reach >= sequence.prompt_length else reach
+        span = spans[sequence.arrival] = Span(sequence, sequence.computed, end)
+        return span.rows
+
+    def _admissible(self) -> Iterator[Sequence]:
+        """Who may start, in order. The others of a request wait for its first, to share its prompt."""
+        for sequence in tuple(self._waiting):
+            if len(self._running) >= self._limits.max_running:
+                return
+            leader = sequence.leader
+            if leader is None or not (leader.prefilling and leader.stream.is_open(leader.index)):
+                yield sequence
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give `sequence` pages for all its tokens and move it to the running ones, or do nothing."""
+        # The last token is always computed: its logits are what the step is for.
+        reusable = sequence.tokens[: sequence.prompt_length - 1]
+        pages, node = self._cache.match(sequence.cache_root, reusable)
+        sequence.pages, sequence.node, sequence.cached = pages, node, len(pages)
+        sequence.computed = PAGE * len(pages)
+        most = pages_for(sequence.limit) - len(pages)
+        needed = sequence.pages_needed - len(pages)
+        # Keys and values that lie in one piece are read without a copy.
+        pages += self._pages.take_run(most) or self._pages.take_run(needed)
+        while len(pages) < sequence.pages_needed:
+            page = self._take(pages[-1] if pages else None)
+            if page is None:
+                self._release(sequence)
+                return False
+            pages.append(page)
+        self._cache.count(sequence.prompt_length, sequence.computed)
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=lambda s: s.arrival)
+        return True
+
+    def _grow(self, sequence: Sequence, spans: dict[int, Span]) -> bool:
+        """A page for the next token, at the cost of whoever came last; False if that is itself."""
+        while len(sequence.pages) < sequence.pages_needed:
+            page = self._take(sequence.pages[-1])
+            if page is not None:
+                sequence.pages.append(page)
+                continue
+            victim = self._running[-1]
+            spans.pop(victim.arrival, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _take(self, after: int | None) -> int | None:
+        page = self._pages.take(after)
+        if page is None and (self._cache.evict() or self._trim()):
+            page = self._pages.take(after)
+        return page
+
+    def _trim(self) -> bool:
+        """Take back pages that a sequence was given ahead of its need."""
+        for sequence in reversed(self._running):
+            spare = sequence.pages[sequence.pages_needed :]
+            if spare:
+                del sequence.pages[sequence.pages_needed :]
+                self._pages.release(spare)
+                return True
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        insort(self._waiting, sequence, key=lambda s: s.arrival)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self._pages.release(sequence.pages)
+        sequence.reset()

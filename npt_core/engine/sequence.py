@@ -1,0 +1,93 @@
+"""One continuation of one prompt, and the part of it that a step computes."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from npt_core.engine.page_table import PAGE, pages_for
+from npt_core.engine.request import GenerationRequest
+from npt_core.engine.stream import Stream
+
+
+class Sequence:
+    """Sequence `index` of a request, from admission to its end.
+
+    `tokens` are the prompt and the answer so far; `pages` hold the keys and values of the first
+    `computed` of them, and may reach further. `leader` is the sequence of the same request that
+    computes the prompt first.
+    """
+
+    __slots__ = ("arrival", "cached", "computed", "index", "leader", "limit", "node", "pages",
+                 "prompt_length", "request", "stream", "tokens", "version")  # fmt: skip
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        stream: Stream,
+        index: int,
+        limit: int,
+        leader: "Sequence | None" = None,
+    ) -> None:
+        self.request = request
+        self.stream = stream
+        self.index = index
+        self.version = stream.weights_version
+        self.tokens = list(request.prompt_ids)
+        self.prompt_length = len(self.tokens)
+        self.limit = limit  # prompt and answer together never exceed this
+        self.leader = leader
+        self.arrival = -1  # the scheduler numbers sequences as they come
+        self.pages: list[int] = []
+        self.computed = 0
+        self.cached = 0  # first pages that the prefix cache knows, up to its node `node`
+        self.node: Hashable = self.cache_root
+
+    @property
+    def cache_root(self) -> Hashable:
+        """What keys and values depend on beside the tokens."""
+        return (self.version, self.request.modulation_scale)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether part of the prompt is still to be computed."""
+        return self.computed < self.prompt_length
+
+    @property
+    def pages_needed(self) -> int:
+        """Pages for the tokens so far."""
+        return pages_for(len(self.tokens))
+
+    def reset(self) -> None:
+        """Forget everything computed: what is left of a sequence that is preempted."""
+        self.pages = []
+        self.computed = 0
+        self.cached, self.node = 0, self.cache_root
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The tokens `start` to `end` of a sequence, computed in one step.
+
+    The prompt's part starts at a page's border. `samples` is whether the span reaches the last
+    token, so that its logits give the next one.
+    """
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        return self.end == len(self.sequence.tokens)
+
+    @property
+    def rows(self) -> int:
+        """Rows it takes in the batch: the prompt's part is computed in whole pages."""
+        prompt_end = min(self.end, self.sequence.prompt_length)
+        if self.start >= prompt_end:
+            return self.end - self.start
+        return PAGE * (pages_for(prompt_end) - self.start // PAGE) + self.end - prompt_end

@@ -1,0 +1,139 @@
+"""The matrices of a model, laid out for flattened batches of tokens.
+
+Maps that read the same input become one matrix `[in, out]`: fewer, larger products, and rows of a
+product come out the same, bit for bit, whatever the other rows are (see `MAX_ROWS`). These are
+copies of the model's weights, so they take that memory again; `Fused.stale` tells when the
+originals were changed in place.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_ROWS, MAX_ROWS = 2, 128
+"""Rows of one product. For one row MKL takes another kernel, and from about 200 on it splits the
+sum over the inputs between its threads: both would round differently.
+"""
+
+
+class UnsupportedModel(Exception):
+    """The runner cannot compute this model; the message says why."""
+
+
+class Fused:
+    """`x -> [x W_1^T + b_1, x W_2^T + b_2, ...]` for linear maps of one input."""
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        for linear in linears:
+            if not isinstance(linear, nn.Linear):
+                raise UnsupportedModel(f"{type(linear).__name__} where a linear map was expected")
+        self._linears: list[nn.Linear] = list(linears)
+        self.widths = [linear.out_features for linear in self._linears]
+        self.load()
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copy the weights as they are now."""
+        self._matrix = torch.cat([linear.weight for linear in self._linears]).T.contiguous()
+        biases: list[Tensor | None] = [linear.bias for linear in self._linears]
+        self._bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            parts = zip(biases, self._linears, strict=True)
+            zeros = (b if b is not None else w.weight.new_zeros(w.out_features) for b, w in parts)
+            self._bias = torch.cat(list(zeros))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The originals."""
+        return [p for linear in self._linears for p in linear.parameters()]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results."""
+        rows = x.shape[0]
+        if rows <= MAX_ROWS or x.is_cuda:
+            return self._product(x)
+        return torch.cat([self._product(part) for part in x.chunk(-(-rows // MAX_ROWS))])
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self._bias is None:
+            return torch.mm(x, self._matrix)
+        return torch.addmm(self._bias, x, self._matrix)
+
+
+class Norm:
+    """Root-mean-square normalisation over the last dimension."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight: Tensor = module.weight
+        self._epsilon: float = module.variance_epsilon
+        self._shape = (self._weight.shape[0],)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self._shape, self._weight, self._epsilon)
+
+
+class LayerWeights:
+    """What one decoder layer computes with; plain Llama, v1 and v2."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = Fused([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o = Fused([attention.o_proj])
+        self.gate_up = Fused([mlp.gate_proj, mlp.up_proj])
+        self.down = Fused([mlp.down_proj])
+        self.input_norm = Norm(layer.input_layernorm)
+        self.mlp_norm = Norm(layer.post_attention_layernorm)
+        self.activation = mlp.act_fn
+        self.mlp = mlp  # its `plastic` is looked up at every step: a bank may be attached later
+        self.residual = layer.variant != "v2"
+        adapter = mlp.adapter
+        self.low: Fused | None = None if adapter is None else Fused([adapter.A])
+        heads = [] if adapter is None else [h for h in (adapter.B_add, adapter.B_mult) if h is not None]
+        self.modulate: Fused | None = Fused(heads) if heads else None
+        self.additive = adapter is not None and adapter.B_add is not None
+        self.multiplicative = adapter is not None and adapter.B_mult is not None
+
+    @property
+    def fused(self) -> list[Fused]:
+        parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate)
+        return [part for part in parts if part is not None]
+
+
+class ModelWeights:
+    """All layers, the head and the tables of an `NPTForCausalLM`."""
+
+    def __init__(self, model: Any, positions: int) -> None:
+        core = model.model
+        self.embedding: Tensor = core.embed_tokens.weight
+        self.layers = [LayerWeights(layer) for layer in core.layers]
+        self.norm = Norm(core.norm)
+        self.head = Fused([model.lm_head])
+        self.cos, self.sin = _rotary_tables(core.rotary_emb, positions, self.embedding)
+        self._fused = [self.head, *(part for layer in self.layers for part in layer.fused)]
+        self._parameters = [p for part in self._fused for p in part.parameters]
+        self._stamp = self._stamps()
+
+    def refresh(self) -> None:
+        """Copy again what was changed in place since it was copied."""
+        stamp = self._stamps()
+        if stamp != self._stamp:
+            for part in self._fused:
+                part.load()
+            self._stamp = stamp
+
+    def _stamps(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters]
+
+
+@torch.no_grad()
+def _rotary_tables(rotary: Any, positions: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine `[positions, 1, head_dim]`: `x cos + flip(x) sin` rotates `x`."""
+    if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":
+        raise UnsupportedModel(f"rope type {rotary.rope_type}: angles depend on the batch's longest text")
+    cos, sin = rotary(like, position_ids=torch.arange(positions, device=like.device)[None])
+    half = sin.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    return cos[0, :, None].contiguous(), signed[0, :, None].contiguous()

@@ -1,0 +1,197 @@
+"""Scheduler, pages and prefix cache under random traffic, against a memory that knows its content."""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from npt_core.engine import FinishEvent, FinishReason, GenerationRequest, SamplingParams, Stream
+from npt_core.engine.page_table import PAGE, PageTable
+from npt_core.engine.prefix_cache import PrefixCache
+from npt_core.engine.scheduler import Limits, Scheduler
+from npt_core.engine.sequence import Sequence
+
+PAGES = 12
+
+
+def after(sequence: Sequence, position: int) -> int:
+    """The token that follows a prefix: a function of it alone, as of a greedy model."""
+    return hash((sequence.version, *sequence.tokens[:position])) % 7
+
+
+class Traffic(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages = PageTable(PAGES)
+        self.cache = PrefixCache(self.pages)
+        self.scheduler = Scheduler(self.pages, self.cache, Limits(max_running=4, batch_tokens=40))
+        self.memory: dict[int, Any] = {}
+        self.open: list[Sequence] = []
+        self.ended: list[Sequence] = []
+        self.started: list[int] = []
+
+    @rule(
+        base=st.integers(0, 2),
+        length=st.integers(1, PAGES * PAGE - 1),
+        new=st.integers(1, 60),
+        n=st.integers(1, 3),
+        version=st.integers(0, 1),
+    )
+    def add(self, base: int, length: int, new: int, n: int, version: int) -> None:
+        prompt = tuple((base + i // 20) % 5 for i in range(length))
+        request = GenerationRequest(prompt, SamplingParams(max_new_tokens=new, n=n))
+        stream, leader = Stream(n, version), None
+        for index in range(n):
+            sequence = Sequence(request, stream, index, min(length + new, PAGES * PAGE), leader)
+            leader = leader or sequence
+            self.scheduler.add(sequence)
+            self.open.append(sequence)
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 50))
+    def cancel(self, which: int) -> None:
+        self._end(self.open[which % len(self.open)])
+
+    @precondition(lambda self: self.open)
+    @rule()
+    def step(self) -> None:
+        spans = self.scheduler.plan()
+        assert spans, "somebody waits and nobody runs"
+        assert len({span.sequence for span in spans}) == len(spans)
+        for span in spans:
+            sequence = span.sequence
+            assert span.start == sequence.computed < span.end <= len(sequence.tokens)
+            for position in range(span.start, span.end):
+                self.memory[self._slot(sequence, position)] = self._content(sequence, position)
+        for span in spans:  # all of them read what all of them have written
+            for position in range(span.end):
+                found = self.memory[self._slot(span.sequence, position)]
+                assert found == self._content(span.sequence, position)
+        self.scheduler.done(spans)
+        for span in spans:
+            if span.samples:
+                sequence = span.sequence
+                sequence.tokens.append(after(sequence, len(sequence.tokens)))
+                if len(sequence.tokens) >= sequence.limit:
+                    self._end(sequence)
+
+    @invariant()
+    def pages_are_held_by_those_who_use_them(self) -> None:
+        uses = [page for sequence in self.open for page in sequence.pages]
+        uses += [entry.page for entry in self.cache._entries.values()]
+        assert all(self.pages.references(page) == uses.count(page) for page in range(PAGES))
+        assert self.scheduler.running + self.scheduler.waiting == len(self.open)
+        assert set(self.scheduler) == set(self.open)
+
+    @invariant()
+    def preempted_sequences_have_lost_nothing(self) -> None:
+        for sequence in self.open:
+            answer = range(sequence.prompt_length, len(sequence.tokens))
+            assert all(sequence.tokens[i] == after(sequence, i) for i in answer)
+
+    def teardown(self) -> None:
+        for _ in range(10_000):
+            if not self.open:
+                break
+            self.step()
+        assert not self.open, "somebody never ends"
+        assert self.pages.free + self.cache.evictable == PAGES
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        return sequence.pages[position // PAGE] * PAGE + position % PAGE
+
+    def _content(self, sequence: Sequence, position: int) -> Any:
+        return sequence.cache_root, tuple(sequence.tokens[: position + 1])
+
+    def _end(self, sequence: Sequence) -> None:
+        self.open.remove(sequence)
+        self.scheduler.remove(sequence)
+        sequence.stream.put(FinishEvent(sequence.index, FinishReason.STOP))
+
+
+Traffic.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTraffic = Traffic.TestCase
+
+
+def scheduler(pages: int = 64, **limits: int) -> Scheduler:
+    table = PageTable(pages)
+    return Scheduler(table, PrefixCache(table), Limits(**{"max_running": 8, "batch_tokens": 64, **limits}))
+
+
+def sequence(length: int, new: int = 8, first: int = 0) -> Sequence:
+    prompt = tuple(range(first, first + length))
+    return Sequence(GenerationRequest(prompt), Stream(1, 0), 0, length + new)
+
+
+def compute(scheduler: Scheduler) -> list[tuple[int, int, int]]:
+    """One step; `(arrival, start, end)` of its spans."""
+    spans = scheduler.plan()
+    scheduler.done(spans)
+    for span in spans:
+        if span.samples:
+            span.sequence.tokens.append(1)
+    return [(span.sequence.arrival, span.start, span.end) for span in spans]
+
+
+def test_long_prompt_is_read_in_chunks_while_others_decode() -> None:
+    queue = scheduler()
+    queue.add(sequence(10))
+    assert compute(queue) == [(0, 0, 10)]
+    queue.add(sequence(100, first=200))
+    assert compute(queue) == [(0, 10, 11), (1, 0, 48)]
+    assert compute(queue) == [(0, 11, 12), (1, 48, 96)]
+    assert compute(queue) == [(0, 12, 13), (1, 96, 100)]
+    assert compute(queue) == [(0, 13, 14), (1, 100, 101)]
+
+
+def test_those_who_came_first_start_first() -> None:
+    queue = scheduler(max_running=2)
+    for first in (0, 100, 200):
+        queue.add(sequence(5, first=first))
+    assert [arrival for arrival, _, _ in compute(queue)] == [0, 1]
+    assert (queue.running, queue.waiting) == (2, 1)
+
+
+def test_known_prefix_is_not_computed_again_but_its_last_token_is() -> None:
+    queue = scheduler()
+    for _ in range(2):
+        queue.add(sequence(48))
+        spans = compute(queue)
+    assert spans[-1] == (1, 32, 48)
+
+
+def test_other_version_shares_nothing() -> None:
+    queue = scheduler()
+    queue.add(sequence(48))
+    compute(queue)
+    queue.add(Sequence(GenerationRequest(tuple(range(48))), Stream(1, 1), 0, 60))
+    assert compute(queue)[-1] == (1, 0, 48)
+
+
+def test_siblings_wait_for_the_prompt_and_share_its_pages() -> None:
+    queue = scheduler()
+    request, stream = GenerationRequest(tuple(range(40)), SamplingParams(n=3)), Stream(3, 0)
+    first = Sequence(request, stream, 0, 50)
+    others = [Sequence(request, stream, i, 50, first) for i in (1, 2)]
+    for each in (first, *others):
+        queue.add(each)
+    assert compute(queue) == [(0, 0, 40)]
+    assert compute(queue) == [(0, 40, 41), (1, 32, 40), (2, 32, 40)]
+    assert first.pages[:2] == others[0].pages[:2] == others[1].pages[:2]
+    assert not set(first.pages[2:]) & set(others[0].pages[2:])
+
+
+def test_last_one_gives_up_its_pages_and_comes_back() -> None:
+    queue = scheduler(pages=4)
+    early, late = sequence(30, new=30), sequence(30, new=30, first=100)
+    queue.add(early)
+    queue.add(late)
+    while not queue.preemptions:
+        compute(queue)
+    assert late.pages == []
+    assert early.pages
+    while len(early.tokens) < early.limit:
+        compute(queue)
+    queue.remove(early)
+    assert compute(queue) == [(1, 16, len(late.tokens) - 1)] or late.pages
