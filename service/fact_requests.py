@@ -6,7 +6,7 @@ from npt_core.consolidation import Question, WriteRequest
 from service.commands import AddFact, InvalidField
 from service.ledger import IdempotencyKey
 from service.ledger.chain import digest
-from service.schemas.facts import FactIn
+from service.schemas.facts import FactIn, Strategy
 
 
 def add_command(
@@ -15,9 +15,10 @@ def add_command(
     """What `asked` means for a model of `num_layers` layers.
 
     Raises:
-        InvalidField: a layer that the model does not have.
+        InvalidField: a layer that the model does not have, or a field that the strategy does not read.
     """
     _check_layers(asked.layers, num_layers)
+    _check_strategy(asked)
     document = asked.model_dump(mode="json", exclude={"dry_run"})
     identity = None if key is None else IdempotencyKey(key, digest(document))
     return AddFact(_write_request(asked), document, identity, if_match)
@@ -27,6 +28,14 @@ def _check_layers(layers: list[int] | None, num_layers: int) -> None:
     beyond = [layer for layer in layers or () if layer >= num_layers]
     if beyond:
         raise InvalidField("layers", f"{beyond[0]} is not below {num_layers}, the number of layers")
+
+
+def _check_strategy(asked: FactIn) -> None:
+    if asked.strategy is Strategy.MODULATION:
+        return
+    for field in ("preset", "token_idx"):
+        if getattr(asked, field) != FactIn.model_fields[field].default:
+            raise InvalidField(field, f"is for the strategy modulation, not for {asked.strategy}")
 
 
 def _write_request(asked: FactIn) -> WriteRequest:

@@ -28,11 +28,18 @@ class StorageFailed(StorageError):
 
 
 def make_private_folder(path: Path) -> None:
-    """Create `path` (mode 0700) with its parents, durably; an existing folder is left alone."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-    for folder in missing:
-        sync_folder(folder.parent)
+    """Create `path` (mode 0700) with its parents, durably; an existing folder is left alone.
+
+    Raises:
+        StorageFailed: something else has this name, or the system does not let us.
+    """
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise StorageFailed(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def sync_folder(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Waiting for a version: read your own writes."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -17,7 +18,9 @@ class VersionGate:
         """A version was published. Callable from any thread."""
         with self._lock:
             for loop, event in self._waiters:
-                loop.call_soon_threadsafe(event.set)
+                # A loop that is gone has nobody waiting; the version is published all the same.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(event.set)
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Whether `version` was there within `timeout_s`."""

@@ -61,6 +61,12 @@ class Writer:
         self._keys = KeysInFlight()
         self._failure: str | None = None
 
+    def close(self) -> None:
+        """Refuse what waits, and wait for the write under way: afterwards the folder is at rest."""
+        self._failure = self._failure or "the server is shutting down"
+        with self._lock:
+            pass
+
     def add(self, command: AddFact) -> Added:
         """Write a fact, or answer as before where its key has been used with the same body."""
         with self._key_reserved(command):

@@ -6,6 +6,11 @@ import binascii
 from service.commands import InvalidField
 from service.ledger import Position
 
+SQL_INTEGERS = 2**63
+"""What a database can compare a version with."""
+
+_FOREIGN = "is not one that this server gave"
+
 
 def encode_cursor(position: Position) -> str:
     """Text for a query parameter."""
@@ -18,6 +23,9 @@ def decode_cursor(cursor: str) -> Position:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         version, _, fact_id = base64.urlsafe_b64decode(padded).decode().partition(":")
-        return Position(int(version), fact_id)
+        position = Position(int(version), fact_id)
     except (binascii.Error, ValueError) as error:
-        raise InvalidField("cursor", "is not one that this server gave") from error
+        raise InvalidField("cursor", _FOREIGN) from error
+    if not 0 <= position.version < SQL_INTEGERS:
+        raise InvalidField("cursor", _FOREIGN)
+    return position

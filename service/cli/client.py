@@ -35,8 +35,7 @@ class Client:
             method, path, json=body, headers=_given(headers), params=_given(query)
         )
         _check(response)
-        answer: dict[str, Any] = response.json()
-        return answer
+        return _answer(response)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Server-sent events, as name and data. Raises `ClientError`."""
@@ -59,13 +58,24 @@ async def connected(url: str, transport: httpx2.AsyncBaseTransport | None = None
     try:
         async with httpx2.AsyncClient(base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S) as http:
             yield Client(http)
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise ClientError(f"cannot talk to {url}: {reason}") from error
 
 
 def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (values or {}).items() if value is not None}
+
+
+def _answer(response: httpx2.Response) -> dict[str, Any]:
+    """The answer of a service like ours. Raises `ClientError` for that of any other."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or "weights_version" not in answer:
+        raise ClientError(f"{response.url} is not an NPT service")
+    return answer
 
 
 def _check(response: httpx2.Response) -> None:

@@ -22,6 +22,7 @@ def facts(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="20 facts, one seed, a minute.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder with wiki-leads.jsonl.xz.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that write facts.")] = 1,
 ) -> None:
     """Recall, paraphrase, locality, drift and cost, in both tiers and against baselines."""
     from npt_core.checkpoint import CheckpointError
@@ -32,7 +33,7 @@ def facts(
     except ValueError:
         fail(f"--counts {counts!r} is not a list of numbers such as 1,10,100")
     with told_in_one_line(CheckpointError, ValueError, OSError):
-        typer.echo(run_facts_evaluation(model, out, numbers, tuple(range(seeds)), quick, data))
+        typer.echo(run_facts_evaluation(model, out, numbers, tuple(range(seeds)), quick, data, processes))
 
 
 @app.command("tune")

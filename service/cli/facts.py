@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -40,8 +41,10 @@ def add(
     layer: Annotated[
         list[int] | None, typer.Option(help="A layer to write; may be given several times.")
     ] = None,
-    token_idx: Annotated[int | None, typer.Option(help="The token to consolidate.")] = None,
-    preset: Annotated[str | None, typer.Option(help="factual_recall, reasoning or creative.")] = None,
+    token_idx: Annotated[int | None, typer.Option(help="With modulation: the token to consolidate.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="With modulation: factual_recall, reasoning or creative.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, write nothing.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="Makes a repeat safe.")] = None,
     if_match: IfMatch = None,
@@ -85,7 +88,7 @@ def list_facts(
 @app.command()
 def get(fact_id: str, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Show one fact."""
-    fact = ask(url, lambda client: client.call("GET", f"/facts/{fact_id}"))
+    fact = ask(url, lambda client: client.call("GET", _path(fact_id)))
     show(fact, as_json, f"{fact['id']}  {_life(fact)}  {fact['fact']}", _measured(fact))
 
 
@@ -93,8 +96,12 @@ def get(fact_id: str, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
 def retract(fact_id: str, if_match: IfMatch = None, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
     """Make the model forget a fact."""
     headers = {"If-Match": etag(if_match)}
-    answer = ask(url, lambda client: client.call("DELETE", f"/facts/{fact_id}", headers=headers))
+    answer = ask(url, lambda client: client.call("DELETE", _path(fact_id), headers=headers))
     show(answer, as_json, f"{answer['id']}  retracted in version {answer['weights_version']}")
+
+
+def _path(fact_id: str) -> str:
+    return f"/facts/{quote(fact_id, safe='')}"
 
 
 def _question(text: str) -> dict[str, str]:

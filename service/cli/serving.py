@@ -29,8 +29,11 @@ def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Ho
 
 
 def _load_runtime() -> LoadRuntime:
+    from transformers.utils.logging import disable_progress_bar
+
     from npt_core.loading import load_runtime
 
+    disable_progress_bar()  # Logs are read by programs, and a refusal is one line.
     return load_runtime
 
 

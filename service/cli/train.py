@@ -24,8 +24,8 @@ def reference(
         "runs/reference/model"
     ),
     data: Data = None,
-    teacher_steps: Steps = 1000,
-    equivalence_steps: Steps = 500,
+    teacher_steps: Steps = 1600,
+    equivalence_steps: Steps = 1100,
     batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 32,
     length: Annotated[int, typer.Option(min=16, help="Tokens per row.")] = 256,
     seed: Seed = 0,

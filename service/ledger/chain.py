@@ -8,9 +8,13 @@ from typing import Any
 from service.ledger.records import Fact, Version
 
 
-def canonical(value: Any) -> str:
-    """One text for one JSON value, whatever the order of its keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def canonical(value: Any, allow_nan: bool = True) -> str:
+    """One text for one JSON value, whatever the order of its keys.
+
+    Raises:
+        ValueError: a number that is not finite, unless `allow_nan`.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=allow_nan)
 
 
 def digest(value: Any) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from service.ledger.errors import DataFolderBusy
-from service.storage import PRIVATE_FILE
+from service.storage import PRIVATE_FILE, StorageFailed
 
 
 class FolderLock:
@@ -13,6 +13,7 @@ class FolderLock:
 
     Raises:
         DataFolderBusy: another process holds it.
+        StorageFailed: the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -21,6 +22,8 @@ class FolderLock:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise DataFolderBusy(folder) from error
+        except OSError as error:
+            raise StorageFailed(f"cannot lock the folder {folder}: {error.strerror}") from error
 
     def release(self) -> None:
         """Let another process have the folder."""

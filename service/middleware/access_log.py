@@ -14,6 +14,9 @@ log = structlog.get_logger("npt.access")
 UNMATCHED = "unmatched"
 """The route of addresses that do not exist: a label must not grow with what clients make up."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER = "other"
+
 
 class AccessLog:
     """Counts from the first byte in to the last byte out."""
@@ -41,7 +44,8 @@ class AccessLog:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._metrics.request_duration.labels(scope["method"], route, status).observe(seconds)
+            method = scope["method"] if scope["method"] in METHODS else OTHER
+            self._metrics.request_duration.labels(method, route, status).observe(seconds)
             log.info(
                 "request",
                 method=scope["method"],

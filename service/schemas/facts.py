@@ -53,7 +53,10 @@ def _distinct(layers: list[int]) -> list[int]:
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
-    text = canonical(metadata)
+    try:
+        text = canonical(metadata, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("must not contain NaN or an infinite number, which JSON does not have") from error
     if len(text) > MAX_METADATA:
         raise ValueError(f"must not exceed {MAX_METADATA} characters as JSON")
     try:
@@ -72,7 +75,12 @@ class FactIn(In):
     questions: list[Question] = Field(
         default=[], max_length=MAX_QUESTIONS, description="in addition to the model's own"
     )
-    strategy: Strategy = Field(Strategy.BANK, strict=False)
+    strategy: Strategy = Field(
+        Strategy.BANK,
+        strict=False,
+        description="bank and ridge refuse what is not recalled; modulation, the original rule, "
+        "writes as asked, and its report says what that did",
+    )
     alpha: float | None = Field(
         None,
         gt=0,
@@ -83,8 +91,10 @@ class FactIn(In):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] | None = Field(
         None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names"
     )
-    token_idx: int = Field(-1, ge=-(2**31), lt=2**31, description="modulation: the token to consolidate")
-    preset: Preset | None = Field(None, strict=False)
+    token_idx: int = Field(
+        -1, ge=-(2**31), lt=2**31, description="modulation alone: the token to consolidate"
+    )
+    preset: Preset | None = Field(None, strict=False, description="modulation alone")
     dry_run: bool = Field(False, description="measure everything, write nothing")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = Field(
         default={}, description="kept with the fact, for the caller"

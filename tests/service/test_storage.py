@@ -91,3 +91,10 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     (tmp_path / "blobs" / ".tmp-123").write_bytes(b"half")
     BlobStore(tmp_path / "blobs")
     assert not list((tmp_path / "blobs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageFailed, match=f"cannot make the folder {tmp_path / name}"):
+        make_private_folder(tmp_path / name)

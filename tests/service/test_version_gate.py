@@ -29,3 +29,13 @@ async def test_waiters_are_woken_from_another_thread() -> None:
 
     threading.Thread(target=publish).start()
     assert await asyncio.gather(*waiting) == [True, True]
+
+
+def test_a_loop_that_is_gone_does_not_disturb_an_announcement() -> None:
+    gate = VersionGate(lambda: 0)
+    loop = asyncio.new_event_loop()
+    waiting = loop.create_task(gate.wait_for(1, 60))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gate.announce()
+    assert not waiting.done()

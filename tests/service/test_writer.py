@@ -146,3 +146,18 @@ def test_key_under_way_is_refused(host: Host) -> None:
         consolidator.gate.release()
         assert first.result().fact.version == 1
     assert host.writer.add(teaching(key="k")).replayed
+
+
+def test_closing_lets_the_write_under_way_end_and_refuses_later_ones(host: Host) -> None:
+    consolidator = fake(host).consolidator
+    consolidator.gate = threading.Semaphore(0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(host.writer.add, teaching())
+        consolidator.entered.acquire()
+        closed = pool.submit(host.close)
+        consolidator.gate.release()
+        closed.result()
+        assert first.done()
+        assert first.result().fact.version == 1
+    with pytest.raises(ReadOnly, match="shutting down"):
+        host.writer.add(teaching("The A is B."))

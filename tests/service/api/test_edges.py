@@ -1,5 +1,6 @@
 """What surrounds every endpoint: names, limits, problems, health, metrics."""
 
+import base64
 import re
 from typing import Any
 
@@ -176,3 +177,20 @@ async def test_metrics_count_what_happened(client: Client) -> None:
 async def test_documentation_is_served(client: Client) -> None:
     assert (await client.get("/docs")).status_code == 200
     assert (await client.get("/openapi.json")).json()["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize("list_of", ["/facts", "/versions"])
+@pytest.mark.parametrize("text", ["nothing", "-1:", f"{2**63}:", "9" * 100 + ":x"])
+async def test_cursor_that_no_page_gave_is_refused(client: Client, list_of: str, text: str) -> None:
+    cursor = base64.urlsafe_b64encode(text.encode()).decode()
+    answer = await client.get(list_of, params={"cursor": cursor})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "cursor"
+
+
+async def test_made_up_methods_share_one_label(client: Client) -> None:
+    for method in ("FOO", "BAR"):
+        assert (await client.request(method, "/generate")).status_code == 405
+    exposed = (await client.get("/metrics")).text
+    assert 'method="other"' in exposed
+    assert "FOO" not in exposed

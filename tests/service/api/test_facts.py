@@ -84,7 +84,9 @@ async def test_dry_run_measures_and_writes_nothing(client: Client) -> None:
         ({"alpha": "1"}, "alpha", "number"),
         ({"strategy": "magic"}, "strategy", "'bank', 'modulation' or 'ridge'"),
         ({"preset": "magic"}, "preset", "'factual_recall', 'reasoning' or 'creative'"),
-        ({"token_idx": 1000}, "token_idx", "beyond the end"),
+        ({"preset": "creative"}, "preset", "is for the strategy modulation, not for bank"),
+        ({"token_idx": 3, "strategy": "ridge"}, "token_idx", "is for the strategy modulation, not for ridge"),
+        ({"token_idx": 1000, "strategy": "modulation"}, "token_idx", "beyond the end"),
         ({"questions": [{"question": "a"}]}, "questions.0.answer", "required"),
         ({"questions": [{"question": "", "answer": "a"}]}, "questions.0.question", "at least 1"),
         ({"metadata": {"a": "b" * 9000}}, "metadata", "8192"),
@@ -100,6 +102,15 @@ async def test_field_that_does_not_fit_is_named_with_the_reason(
     (error,) = answer.json()["errors"]
     assert error["field"] == field
     assert reason in error["reason"]
+    assert await unchanged(client)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_number_that_json_does_not_have_is_refused(client: Client, number: str) -> None:
+    body = f'{{"fact": "{FACT}", "metadata": {{"a": [{number}]}}}}'
+    answer = await client.post("/facts", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "metadata"
     assert await unchanged(client)
 
 

@@ -1,8 +1,12 @@
 """The commands against a real server process, and against a model loaded in place."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -115,6 +119,47 @@ def test_missing_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
     data = ("--data", str(tmp_path / "data"))
     assert missing in refused(run("serve", "--model", missing, *data))
+
+
+def test_data_folder_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+    assert "cannot make the folder" in refused(run("serve", "--data", str(tmp_path / "data")))
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """Another service, which answers every request with JSON of its own."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"hello": "world"}')
+
+        def log_message(self, *_: Any) -> None:
+            """Tests are quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_answer_of_another_service_is_refused_in_one_line(stranger: str) -> None:
+    assert "is not an NPT service" in refused(run("facts", "list", "--url", stranger))
+
+
+def test_an_id_is_one_segment_of_the_address(npt: Any) -> None:
+    assert "there is no fact a?b" in refused(npt("facts", "get", "a?b"))
+
+
+def test_the_command_line_runs_as_a_module() -> None:
+    """As `accelerate launch -m service.cli` starts it."""
+    found = subprocess.run([sys.executable, "-m", "service.cli", "--help"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "serve" in found.stdout
 
 
 def test_openapi_is_printed_or_written(tmp_path: Path) -> None:
