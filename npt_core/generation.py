@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+SEED_STRIDE = 1_000_003
+"""Between the seeds of two decodings, so that the seeds of their prompts do not meet."""
 MIN_SHARED = 8
 """Tokens that prompts must share before reading them once is worth a pass of its own."""
 
@@ -33,11 +35,18 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     weights_version: int | Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """The new ids of each prompt, in order, without the end token; a version for all or each."""
+    """The new ids of each prompt, in order, without the end token; a version for all or each.
+
+    What the prompts of a group begin with is read once; without `groups`, and with one version, they are
+    one group. Each prompt draws with the seed of `seeds`, by default `decoding.seed` and its number, so
+    what is drawn does not depend on the batch.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    draws = [seeds[i] if seeds else decoding.seed * SEED_STRIDE + i for i in range(len(prompts))]
     results: list[list[int]] = [[] for _ in prompts]
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
         chunk = order[start : start + decoding.batch_size]
         versions = (
@@ -45,10 +54,22 @@ def generate(
             if isinstance(weights_version, Sequence)
             else weights_version
         )
-        answers = _batch(model, [prompts[i] for i in chunk], decoding, generator, versions)
+        grouped = _common_group([prompts[i] for i in chunk], versions)
+        if groups is not None:
+            grouped = [groups[i] for i in chunk]
+        uniforms = _uniforms([draws[i] for i in chunk], decoding)
+        answers = _batch(model, [prompts[i] for i in chunk], decoding, uniforms, versions, grouped)
         for index, answer in zip(chunk, answers, strict=True):
             results[index] = answer
     return results
+
+
+def _uniforms(seeds: Sequence[int], decoding: Decoding) -> Tensor:
+    """A number in [0, 1) for every row and step; none where decoding is greedy."""
+    if decoding.temperature == 0:
+        return torch.empty(len(seeds), 0)
+    steps = decoding.max_new_tokens
+    return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 @torch.inference_mode()
@@ -56,30 +77,29 @@ def _batch(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    generator: torch.Generator,
+    uniforms: Tensor,
     weights_version: int | Tensor | None,
+    groups: Sequence[int] | None,
 ) -> list[list[int]]:
     cache, rows = DynamicCache(), list(range(len(prompts)))
-    shared = 0 if isinstance(weights_version, Tensor) else _shared_prefix(prompts)
-    if shared:  # a context that all prompts begin with is read once
-        start = _on_device(model, torch.tensor([prompts[0][:shared]]))
-        model(input_ids=start, past_key_values=cache, use_cache=True, weights_version=weights_version)
-        cache.batch_repeat_interleave(len(prompts))
-    ids, mask = (_on_device(model, t) for t in left_padded([p[shared:] for p in prompts]))
-    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
+    shared, read = [0] * len(prompts), torch.zeros(len(prompts), 0, dtype=torch.int64)
+    if groups is not None:
+        shared, read = _read_shared(model, prompts, groups, cache, weights_version)
+    rest = left_padded([p[k:] for p, k in zip(prompts, shared, strict=True)])
+    ids, mask = (_on_device(model, t) for t in rest)
+    mask = torch.cat([read.to(mask), mask], dim=1)
     answers: list[list[int]] = [[] for _ in prompts]
-    for _ in range(decoding.max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    for step in range(decoding.max_new_tokens):
         logits = model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=_positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
             weights_version=weights_version,
         ).logits[:, -1]
-        tokens = _choose(logits.float(), decoding, generator)
+        tokens = _choose(logits.float(), decoding, uniforms[rows, step : step + 1])
         chosen = tokens.tolist()
         going = [k for k, token in enumerate(chosen) if token not in decoding.end_ids]
         for k in going:
@@ -97,13 +117,55 @@ def _batch(
     return answers
 
 
+def _positions(mask: Tensor) -> Tensor:
+    """The position of every token that `mask` does not hide."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _common_group(prompts: Sequence[Sequence[int]], weights_version: int | Tensor | None) -> list[int] | None:
+    """All prompts as one group, where reading their beginning once pays."""
+    if isinstance(weights_version, Tensor) or len(prompts) < 2 or _shared_prefix(prompts) < MIN_SHARED:
+        return None
+    return [0] * len(prompts)
+
+
+def _read_shared(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[int],
+    cache: DynamicCache,
+    weights_version: int | Tensor | None,
+) -> tuple[list[int], Tensor]:
+    """Fills `cache` with what the prompts of each group begin with; how many tokens of each prompt that is,
+    and their mask `[B, T]`.
+    """
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    lengths = {group: _shared_prefix([prompts[r] for r in rows]) for group, rows in members.items()}
+    beginnings = [prompts[rows[0]][: lengths[group]] for group, rows in members.items()]
+    ids, mask = (_on_device(model, t) for t in left_padded(beginnings))
+    model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=_positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        weights_version=weights_version,
+    )
+    places = {group: place for place, group in enumerate(members)}
+    chosen = torch.tensor([places[group] for group in groups], device=ids.device)
+    cache.batch_select_indices(chosen)
+    return [lengths[group] for group in groups], mask[chosen]
+
+
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, one of each left; 0 where sharing would not pay."""
+    """How many first tokens all prompts share, one of each left."""
     rows = [list(p) for p in prompts]
     first, last = min(rows), max(rows)  # all that lies between them begins as both do
     limit = min(len(p) for p in prompts) - 1
-    length = next((k for k in range(limit) if first[k] != last[k]), limit)
-    return length if len(prompts) > 1 and length >= MIN_SHARED else 0
+    return next((k for k in range(limit) if first[k] != last[k]), limit)
 
 
 def _on_device(model: nn.Module, tensor: Tensor) -> Tensor:
@@ -124,10 +186,12 @@ def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows])
 
 
-def _choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+def _choose(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+    """The next token of each row of `logits` `[B, vocab]`; `uniforms` `[B, 1]` pick from the nucleus."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
     weights, ids = torch.softmax(logits / decoding.temperature, -1).sort(-1, descending=True)
-    outside = weights.cumsum(-1) - weights >= decoding.top_p
-    drawn = torch.multinomial(weights.masked_fill(outside, 0.0), 1, generator=generator)
-    return ids.gather(-1, drawn)[:, 0]
+    total = weights.cumsum(-1)
+    inside = weights.masked_fill(total - weights >= decoding.top_p, 0.0).cumsum(-1)
+    place = torch.searchsorted(inside, uniforms.to(inside) * inside[:, -1:], right=True)
+    return ids.gather(-1, place.clamp(max=ids.shape[-1] - 1))[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,3 +107,20 @@ def _llama3(frequency: float, rope: dict[str, Any]) -> float:
         return frequency / rope["factor"]
     smooth = (turns - low) / (high - low)
     return (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+
+
+def by_transformers(
+    model: Any, prompt: Sequence[int], new: int, end: int | None = None, **more: Any
+) -> list[int]:
+    """One prompt alone, greedy, by `GenerationMixin.generate`, without the end token."""
+    output = model.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=0,
+        **more,
+    )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens[: tokens.index(end)] if end in tokens else tokens
