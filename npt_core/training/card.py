@@ -24,7 +24,7 @@ It is a demonstration and test model: it knows a few hundred real facts and no m
 | layers, d_model, d_ffn, heads | $shape |
 | adapter rank, modulation | $adapter |
 | vocabulary, context | $vocabulary |
-| teacher (plain Llama): tokens, final loss | $teacher |
+| teacher (plain Llama): tokens, final CE | $teacher |
 | equivalence (phase 1): tokens, final CE, hidden-state term | $equivalence |
 | precision | weights bfloat16; trained with bf16 autocast |
 
@@ -59,7 +59,7 @@ def write_card(folder: Path, run: Path, steps: tuple[int, int], data: bool) -> N
         shape=", ".join(str(config[name]) for name in shape),
         adapter=f"{config['adapter_rank']}, {config['modulation_type']}",
         vocabulary=f"{config['vocab_size']}, {config['max_position_embeddings']}",
-        teacher=f"{teacher['tokens'] / 1e6:.1f} M, {teacher['loss']:.4f}",
+        teacher=f"{teacher['tokens'] / 1e6:.1f} M, {teacher['ce']:.4f}",
         equivalence=", ".join(
             [
                 f"{equivalence['tokens'] / 1e6:.1f} M",
@@ -74,7 +74,7 @@ def write_card(folder: Path, run: Path, steps: tuple[int, int], data: bool) -> N
 
 
 def _last(log: Path) -> dict[str, float]:
-    """The mean of the last 50 logged entries' losses, with the last entry's counters."""
+    """The mean of the last 50 steps' losses, with the last entry's counters."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     tail = entries[-5:]
     return {name: sum(e[name] for e in tail) / len(tail) for name in tail[-1]} | {

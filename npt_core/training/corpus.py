@@ -138,6 +138,7 @@ def _chained(r: Random, split: Split) -> Document:
     relation = r.choice(follows)
     second = Fact(first.object, relation, entity(relation.object_kind, r))
     facts = [first, second, random_fact(r)]
+    facts = list({_question_of(f): f for f in reversed(facts)}.values())  # the third may ask what they do
     r.shuffle(facts)
     sentences = [f.statement(r.choice(f.relation.wordings("statements", split))) for f in facts]
     through = Fact(f"the {first.relation.phrase} of {first.subject}", second.relation, second.object)

@@ -152,9 +152,15 @@ def same_subject(fact: Fact, r: Random) -> Fact:
             break
         other = random_relation(r)
     else:
-        noun = r.choice([n for n in generic_nouns("train") if n != fact.relation.name])
-        other = generic_relation(noun, fact.relation.subject_kind, r.choice(_GENERIC_OBJECTS))
+        return another_attribute(fact, r)
     return Fact(fact.subject, other, entity(other.object_kind, r))
+
+
+def another_attribute(fact: Fact, r: Random) -> Fact:
+    """Another attribute noun of the same subject, with its own answer: only the noun tells them apart."""
+    noun = r.choice([n for n in generic_nouns("train") if n != fact.relation.name])
+    relation = generic_relation(noun, fact.relation.subject_kind, r.choice(_GENERIC_OBJECTS))
+    return Fact(fact.subject, relation, entity(relation.object_kind, r))
 
 
 def neighbour(fact: Fact, r: Random) -> Fact:

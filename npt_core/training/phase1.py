@@ -46,7 +46,7 @@ def train_phase1(config: Phase1Config) -> NPTForCausalLM:
         loss = EquivalenceLoss(student, teacher, config.losses)
         config.loop.out.mkdir(parents=True, exist_ok=True)
         if config.addressing.weight:
-            addressed = AddressingLoss(loss, PlainTemplate(tokenizer), config.addressing)
+            addressed = AddressingLoss(loss, student, PlainTemplate(tokenizer), config.addressing)
             run(addressed, AddressedRows(rows, config.addressing), config.loop)
         else:
             run(loss, rows, config.loop)

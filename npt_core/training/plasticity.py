@@ -23,8 +23,8 @@ PROMPT_SEED, REFERENCE_SEED, LOCALITY_SEED = 90_001, 90_002, 90_003
 class CalibrationSizes:
     """How much text to measure; more reference tokens make the leak check stricter."""
 
-    facts: int = 800
-    documents: int = 500
+    facts: int = 1500
+    documents: int = 1200
     locality: int = 200
 
 

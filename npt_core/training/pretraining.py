@@ -51,6 +51,7 @@ class PretrainingLoss(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """`{"loss": scalar}`."""
+        """`loss`, which is the cross entropy `ce`."""
         logits = self.model(ids[:, :-1], use_cache=False).logits
-        return {"loss": weighted_cross_entropy(logits, ids, weights)}
+        ce = weighted_cross_entropy(logits, ids, weights)
+        return {"loss": ce, "ce": ce}

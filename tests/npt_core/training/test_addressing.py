@@ -87,8 +87,9 @@ def test_rows_without_a_pair_cost_nothing() -> None:
 def test_training_brings_wordings_together_and_keeps_not_knowing() -> None:
     torch.manual_seed(0)
     template = PlainTemplate(tokenizer())
-    equivalence = EquivalenceLoss(new_npt(0), new_llama(7), EquivalenceConfig())
-    loss = AddressingLoss(equivalence, template, CONFIG)
+    student = new_npt(0)
+    equivalence = EquivalenceLoss(student, new_llama(7), EquivalenceConfig())
+    loss = AddressingLoss(equivalence, student, template, CONFIG)
     assert UNKNOWN_ANSWER.startswith(template.decode([loss.unknown]).strip())
     batch = next(iter(addressed()))
     optimizer = torch.optim.AdamW(loss.parameters(), lr=3e-3)
@@ -104,9 +105,9 @@ def test_training_brings_wordings_together_and_keeps_not_knowing() -> None:
 
 
 def test_the_heads_are_trained_and_the_teacher_is_not() -> None:
-    loss = AddressingLoss(
-        EquivalenceLoss(new_npt(0), new_llama(7), EquivalenceConfig()), PlainTemplate(tokenizer()), CONFIG
-    )
+    student = new_npt(0)
+    equivalence = EquivalenceLoss(student, new_llama(7), EquivalenceConfig())
+    loss = AddressingLoss(equivalence, student, PlainTemplate(tokenizer()), CONFIG)
     names = {name for name, p in loss.named_parameters() if p.requires_grad}
     assert {"heads.0", "heads.1"} <= names
-    assert sum(name.startswith("equivalence.student.") for name in names) == len(names) - 2
+    assert sum(name.startswith("phase.student.") for name in names) == len(names) - 2

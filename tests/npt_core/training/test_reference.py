@@ -46,7 +46,7 @@ def test_a_run_makes_a_checkpoint_that_is_served_and_can_learn(tmp_path: Path) -
     assemble(config, PLASTICITY, folder)
     runtime = load_runtime(folder)
     assert runtime.consolidator.config == PLASTICITY
-    assert sorted(runtime.consolidator.calibration.layers) == [3, 4, 5]
+    assert sorted(runtime.consolidator.calibration.layers) == [4, 5]
     stored = load_file(folder / "model.safetensors")
     assert {w.dtype for w in stored.values()} == {torch.bfloat16}
     prompt = runtime.template.encode("Who leads Vorland?")
