@@ -26,10 +26,13 @@ REFERENCE_CHUNK = 128
 NEAR_DUPLICATE = 0.96
 WITHIN_RIDGE = 0.02
 """Share of the mean variance inside classes that keeps rare directions from exploding."""
-PROMPT_SHARE = 0.5
+PROMPT_SHARE = 0.1
 """Share of the second moment that comes from the ends of prompts: they are rare in text, and what is
-folded into weights must leave the prompts about other facts alone.
+folded into weights must leave the prompts about other facts alone. More of it keeps more of their
+answers, and costs recall.
 """
+NOTHING = -1
+"""Stands where a text has no next token."""
 KEY_SCALE = 127.0
 """Reference keys are unit vectors kept as int8; the error of a cosine is below 0.01."""
 
@@ -51,6 +54,10 @@ class PlasticityConfig:
     """How far above the nearest foreign key a column's threshold lies."""
     max_threshold: float = 0.97
     """Columns that would need a higher threshold are dropped: they are not specific to the fact."""
+    same_question: float = 0.95
+    """Cosine from which a reference key is the fact's own question, asked where its answer was another:
+    the column is meant to fire there.
+    """
     merge: float = 0.95
     """Cosine from which a token is left to a column that the fact already has."""
     questions: int = 10
@@ -63,7 +70,7 @@ class PlasticityConfig:
     min_recall: float = 0.99
     min_locality: float = 0.99
     ridge_lambda: float = 300.0
-    fold_lambda: float = 30.0
+    fold_lambda: float = 150.0
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -82,6 +89,7 @@ class LayerStatistics:
 
     whitening: Whitening
     reference: Tensor  # [n, p] float32
+    following: Tensor  # [n] int64: the token that comes after each reference key; NOTHING at an end
     locality: Tensor  # [m, p] float32
     second_moment: Tensor  # [d_ffn, d_ffn] float32: E[z z^T] over text and ends of prompts
     output_energy: float  # E|W z|^2
@@ -92,6 +100,7 @@ class LayerStatistics:
             "mean": self.whitening.mean,
             "projection": self.whitening.projection,
             "reference": (self.reference * KEY_SCALE).round().to(torch.int8),
+            "following": self.following.to(torch.int32),
             "locality": (self.locality * KEY_SCALE).round().to(torch.int8),
             # A power of two would do as well; half precision keeps three digits, which is enough.
             "second_moment": self.second_moment.half(),
@@ -104,6 +113,7 @@ class LayerStatistics:
         return cls(
             Whitening(tensors["mean"], tensors["projection"]),
             tensors["reference"].float() / KEY_SCALE,
+            tensors["following"].long(),
             tensors["locality"].float() / KEY_SCALE,
             tensors["second_moment"].float(),
             float(tensors["output_energy"]),
@@ -200,7 +210,7 @@ def calibrate(
     reference = _Reference(chosen, whitening)
     for start in range(0, len(text.reference), REFERENCE_CHUNK):
         rows = text.reference[start : start + REFERENCE_CHUNK]
-        reference.add(_Activations.of(model, rows, chosen))
+        reference.add(_Activations.of(model, rows, chosen), rows)
     locality = _Activations.of(model, text.locality, chosen)
     layers = {}
     for index in chosen:
@@ -211,7 +221,10 @@ def calibrate(
         key = whitening[index].key
         layers[index] = LayerStatistics(
             whitening[index],
-            thinned(torch.cat([*reference.keys[index], key(asked)])),
+            *thinned(
+                torch.cat([*reference.keys[index], key(asked)]),
+                torch.cat([*reference.following, torch.full((len(asked),), NOTHING)]),
+            ),
             key(locality.joined(index)),
             moment,
             float(((weight @ moment) * weight).sum().detach()),
@@ -225,11 +238,13 @@ class _Reference:
     def __init__(self, layers: Sequence[int], whitening: Mapping[int, Whitening]) -> None:
         self.whitening = whitening
         self.keys: dict[int, list[Tensor]] = {index: [] for index in layers}
+        self.following: list[Tensor] = []
         self.moments: dict[int, Tensor] = {}
         self.tokens = 0
 
-    def add(self, seen: "_Activations") -> None:
-        """Takes in the activations of more text."""
+    def add(self, seen: "_Activations", rows: Sequence[Sequence[int]]) -> None:
+        """Takes in the activations of more `rows` of text."""
+        self.following += [torch.tensor([*rows[i][1:], NOTHING]) for i in seen.rows]
         for index, kept in self.keys.items():
             z = seen.joined(index)
             kept.append(self.whitening[index].key(z))
@@ -237,22 +252,29 @@ class _Reference:
         self.tokens += len(seen.owners)
 
 
-def thinned(keys: Tensor, chunk: int = 2048) -> Tensor:
-    """`keys` `[n, p]` without those that an earlier kept one is closer to than `NEAR_DUPLICATE`.
+def thinned(keys: Tensor, following: Tensor, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+    """`keys` `[n, p]` and the tokens `following` them `[n]`, without those that an earlier kept one with the
+    same next token is closer to than `NEAR_DUPLICATE`.
 
     The leak check looks at the nearest key only: a near-duplicate changes nothing but the size.
     """
-    kept = keys[:0]
-    for part in keys.split(chunk):
+    kept, after = keys[:0], following[:0]
+    for part, then in zip(keys.split(chunk), following.split(chunk), strict=True):
         if len(kept):
-            part = part[(part @ kept.T).max(dim=1).values < NEAR_DUPLICATE]
-        close = torch.triu((part @ part.T) >= NEAR_DUPLICATE, diagonal=1)
+            new = ~_close(part, then, kept, after).any(dim=1)
+            part, then = part[new], then[new]
+        close = torch.triu(_close(part, then, part, then), diagonal=1)
         stays = torch.ones(len(part), dtype=torch.bool)
         for k, near in enumerate(close):
             if stays[k]:  # a key that is gone stands for no other
                 stays &= ~near
-        kept = torch.cat([kept, part[stays]])
-    return kept
+        kept, after = torch.cat([kept, part[stays]]), torch.cat([after, then[stays]])
+    return kept, after
+
+
+def _close(keys: Tensor, following: Tensor, others: Tensor, after: Tensor) -> Tensor:
+    """Which of `others` each key nearly is, `[n, m]`."""
+    return (keys @ others.T >= NEAR_DUPLICATE) & (following[:, None] == after)
 
 
 def key_space(z: Tensor, facts: Tensor, width: int) -> Whitening:

@@ -78,6 +78,16 @@ class Lesson:
     student: States
     surprise: Mapping[Position, float]
 
+    def target(self, position: Position) -> int:
+        """The answer token that is predicted there."""
+        row, t = position
+        return self.probes[row].student[t + 1]
+
+    def asks(self, position: Position) -> bool:
+        """Whether the first token of an answer is predicted there."""
+        row, t = position
+        return t == self.probes[row].positions(self.probes[row].student)[0]
+
     def teacher_position(self, position: Position) -> Position:
         """The teacher's position of a student's position."""
         row, t = position
@@ -111,7 +121,7 @@ def write(
 
     `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either.
     """
-    wanted = sorted((at for at, w in taught.surprise.items() if w > config.surprise))
+    wanted = sorted(at for at, w in taught.surprise.items() if w > config.surprise)
     trial = Bank(model, calibration.whitening)
     columns: dict[int, Columns] = {}
     handles = []
@@ -177,31 +187,50 @@ class _LayerWriter:
 
     def _columns(self, z: Tensor, values: Tensor) -> Columns:
         keys = self.statistics.whitening.key(z)
-        thresholds = thresholds_of(keys, self.statistics.reference, self.foreign, self.config)
+        asks = torch.tensor([self.taught.asks(at) for at in self.wanted], dtype=torch.bool)
+        targets = torch.tensor([self.taught.target(at) for at in self.wanted])
+        thresholds = thresholds_of(keys, targets, asks, self.statistics, self.foreign, self.config)
         weights = torch.tensor([self.taught.surprise[at] for at in self.wanted])
         specific = thresholds <= self.config.max_threshold
-        chosen = chosen_columns(keys, values, weights, specific, self.config.merge)
+        reach = thresholds.clamp(min=self.config.merge)
+        chosen = chosen_columns(keys, values, weights, specific, reach, targets)
         return Columns(keys[chosen], values[chosen], thresholds[chosen], z[chosen].half())
 
 
-def thresholds_of(keys: Tensor, reference: Tensor, foreign: Tensor, config: PlasticityConfig) -> Tensor:
-    """The leak check: each column's threshold clears every foreign key `[n]`."""
+def thresholds_of(
+    keys: Tensor,
+    targets: Tensor,
+    asks: Tensor,
+    statistics: LayerStatistics,
+    foreign: Tensor,
+    config: PlasticityConfig,
+) -> Tensor:
+    """The leak check: each column's threshold `[n]` clears every foreign key and every reference key.
+
+    Excepted are reference keys where the text goes on with the very token that the column is for
+    (`targets` `[n]`), and, where a column `asks` `[n]`, at the end of a prompt, the fact's own question.
+    """
     nearest = keys.new_full((len(keys),), -1.0)
-    for others in (reference, foreign):
-        if len(others) and len(keys):
-            nearest = torch.maximum(nearest, (keys @ others.T).max(dim=1).values)
+    if len(keys) and len(statistics.reference):
+        alike = keys @ statistics.reference.T
+        own = (alike >= config.same_question) & asks[:, None]
+        own |= targets[:, None] == statistics.following
+        nearest = alike.masked_fill(own, -1.0).max(dim=1).values
+    if len(keys) and len(foreign):
+        nearest = torch.maximum(nearest, (keys @ foreign.T).max(dim=1).values)
     return (nearest + config.margin).clamp(min=config.threshold)
 
 
 def chosen_columns(
-    keys: Tensor, values: Tensor, weights: Tensor, specific: Tensor, merge: float
+    keys: Tensor, values: Tensor, weights: Tensor, specific: Tensor, reach: Tensor, targets: Tensor
 ) -> list[int]:
-    """Greedy cover, most surprising first: a token is skipped where a chosen column is at least
-    `merge` close to it and adds nearly the same value (cosine 0.9).
+    """Greedy cover, most surprising first: a token is skipped where a chosen column is nearer than its
+    `reach` `[n]`, so that it fires there, is for the same next token (`targets` `[n]`), and adds nearly the
+    same value (cosine 0.9).
     """
     alike = keys @ keys.T
     same = torch.nn.functional.normalize(values, dim=-1)
-    covered = (alike >= merge) & ((same @ same.T) >= 0.9)
+    covered = (alike > reach) & ((same @ same.T) >= 0.9) & (targets[:, None] == targets)
     chosen: list[int] = []
     for i in torch.argsort(weights, descending=True).tolist():
         if specific[i] and not (chosen and covered[i, chosen].any()):

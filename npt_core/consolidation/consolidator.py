@@ -5,7 +5,7 @@ locality set alone, is returned. Nothing here publishes, and nothing touches the
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +24,13 @@ from npt_core.consolidation.columns import (
     scaled,
     write,
 )
-from npt_core.consolidation.errors import InvalidRequest, NotRecalled, UnreadableFact
+from npt_core.consolidation.errors import (
+    ConsolidationError,
+    FactError,
+    InvalidRequest,
+    NotRecalled,
+    UnreadableFact,
+)
 from npt_core.consolidation.modulation import checked_ids, modulation_weights
 from npt_core.consolidation.probes import (
     MAX_PROBE_TOKENS,
@@ -53,7 +59,11 @@ from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
 ATTEMPTS = 4
+READINGS = 2
+"""Attempts at a fact that the model cannot answer questions about: other questions seldom help."""
 REFINE_STEPS = 10
+STUDY_BATCH = 128
+"""Probes that are answered at once, where several facts are studied together."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +113,52 @@ class Consolidator:
 
         Raises InvalidRequest, UnreadableFact or NotRecalled; see `npt_core.consolidation.errors`.
         """
-        self._check(request)
+        (outcome,) = self.consolidate_all([request])
+        if isinstance(outcome, Consolidated):
+            return outcome
+        raise outcome
+
+    def consolidate_all(self, requests: Sequence[WriteRequest]) -> list[Consolidated | ConsolidationError]:
+        """The weights of each fact, or why it has none. Facts do not depend on each other: they are
+        studied together because a batch takes little more time than one.
+        """
+        outcomes: list[Consolidated | ConsolidationError | None] = [self._wrong(r) for r in requests]
+        sound = [i for i, wrong in enumerate(outcomes) if wrong is None]
         watch = Stopwatch()
-        config = self.config
-        if request.layers is not None:
-            config = replace(config, layers=request.layers)
-        number = 1
+        with watch.stage("study"):
+            studies = self.studies([requests[i] for i in sound])
+        for i, study in zip(sound, studies, strict=True):
+            each = Stopwatch({"study": watch.seconds["study"] / len(sound)})
+            try:
+                outcomes[i] = self._climbed(requests[i], study, each)
+            except FactError as refused:
+                outcomes[i] = refused
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _wrong(self, request: WriteRequest) -> InvalidRequest | None:
+        try:
+            self._check(request)
+        except InvalidRequest as wrong:
+            return wrong
+        return None
+
+    def _climbed(self, request: WriteRequest, study: Study, watch: Stopwatch) -> Consolidated:
+        """The ladder: each attempt after the first has a study of its own."""
+        config, number = self._first(request), 1
         while True:
             try:
-                return self._attempt(request, config, number, watch)
+                return self._attempt(request, config, study, number, watch)
             except (NotRecalled, UnreadableFact) as refused:
-                if number == ATTEMPTS or request.strategy == "modulation":
+                last = READINGS if isinstance(refused, UnreadableFact) else ATTEMPTS
+                if number >= last or request.strategy == "modulation":
                     raise
                 config = self._harder(config, request, refused, number)
-                number += 1
+            with watch.stage("study"):
+                study = self.study(request, config, request.seed + 1000 * number)
+            number += 1
+
+    def _first(self, request: WriteRequest) -> PlasticityConfig:
+        return self.config if request.layers is None else replace(self.config, layers=request.layers)
 
     def _harder(
         self,
@@ -134,14 +176,11 @@ class Consolidator:
         if number == 1:
             return more
         layers = config.layers if request.layers else tuple(sorted(self.calibration.layers))
-        lower = config.threshold - 0.1
-        return replace(more, layers=layers, threshold=lower, refine_steps=REFINE_STEPS)
+        return replace(more, layers=layers, refine_steps=REFINE_STEPS)
 
     def _attempt(
-        self, request: WriteRequest, config: PlasticityConfig, number: int, watch: Stopwatch
+        self, request: WriteRequest, config: PlasticityConfig, study: Study, number: int, watch: Stopwatch
     ) -> Consolidated:
-        with watch.stage("study"):
-            study = self.study(request, config, request.seed + 1000 * (number - 1))
         if not study.training:
             raise UnreadableFact(
                 "the model cannot answer questions about this fact even with the fact in its context",
@@ -156,15 +195,58 @@ class Consolidator:
             raise NotRecalled("the fact was not recalled on held-out wordings", report)
         return Consolidated(weights, report)
 
+    def studies(self, requests: Sequence[WriteRequest]) -> list[Study]:
+        """The first study of each fact."""
+        return self._studies(requests, self.config, [r.seed for r in requests])
+
     def study(self, request: WriteRequest, config: PlasticityConfig, seed: int) -> Study:
         """Self-study: probes written, answered by the teacher, filtered, and split."""
-        model, template, fact = self.model, self.template, request.fact
-        asked, statements = write_questions(model, template, fact, config.questions, seed, config.temperature)
-        questions = [*request.questions, *asked]
-        probes = candidates(template, fact, questions, [fact, *statements])
-        prompts = [template.encode(template.with_context(p.prompt, [fact])) for p in probes]
-        answers = generate(model, prompts, Decoding(MAX_PROBE_TOKENS, template.eos_token_ids))
-        written = dict(zip(probes, answers, strict=True))
+        (made,) = self._studies([request], config, [seed])
+        return made
+
+    def _studies(
+        self, requests: Sequence[WriteRequest], config: PlasticityConfig, seeds: Sequence[int]
+    ) -> list[Study]:
+        if not requests:
+            return []
+        model, template, facts = self.model, self.template, [r.fact for r in requests]
+        count, temperature = config.questions, config.temperature
+        written = write_questions(model, template, facts, count, seeds, temperature)
+        probes = [
+            candidates(template, r.fact, [*r.questions, *asked], [r.fact, *statements])
+            for r, (asked, statements) in zip(requests, written, strict=True)
+        ]
+        answers = iter(self._taught_answers(facts, probes))
+        made = []
+        for request, (asked, _), tried, seed in zip(requests, written, probes, seeds, strict=True):
+            given = {probe: next(answers) for probe in tried}
+            layers = request.layers or config.layers
+            questions = {q.question for q in (*request.questions, *asked)}
+            made.append(self._study(request, given, questions, layers, config.held_out, seed))
+        return made
+
+    def _taught_answers(self, facts: Sequence[str], probes: Sequence[Sequence[Probe]]) -> list[list[int]]:
+        """What the model answers to each probe with its fact in the context."""
+        template = self.template
+        prompts = [
+            template.encode(template.with_context(probe.prompt, [fact]))
+            for fact, tried in zip(facts, probes, strict=True)
+            for probe in tried
+        ]
+        groups = [k for k, tried in enumerate(probes) for _ in tried]
+        decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, batch_size=STUDY_BATCH)
+        return generate(self.model, prompts, decoding, groups=groups)
+
+    def _study(
+        self,
+        request: WriteRequest,
+        written: Mapping[Probe, list[int]],
+        questions: Collection[str],
+        layers: Sequence[int],
+        held_out: float,
+        seed: int,
+    ) -> Study:
+        template, fact = self.template, request.fact
         given = {q.question: bare(q.answer) for q in request.questions}
         answered = {
             probe: text
@@ -174,19 +256,19 @@ class Consolidator:
         }
         aligned = {
             replace(probe, answer=text): align(template, fact, probe.prompt, written[probe])
-            for probe, text in consistent(answered, {q.question for q in questions}).items()
+            for probe, text in consistent(answered, questions).items()
         }
         if not aligned:
-            return Study((), (), (), States(torch.empty(0), {}, {}), len(probes), 0, None)
-        training, held = split(list(aligned), config.held_out, Random(seed))
+            return Study((), (), (), States(torch.empty(0), {}, {}), len(written), 0, None)
+        training, held = split(list(aligned), held_out, Random(seed))
         answers_given = [trimmed(probe.answer) for probe in aligned]
         taught = tuple(aligned[p] for p in training)
         return Study(
             taught,
             tuple(aligned[p] for p in held),
             tuple(training),
-            run(model, [p.teacher for p in taught], config.layers),
-            len(probes),
+            run(self.model, [p.teacher for p in taught], layers),
+            len(written),
             len(aligned),
             max(dict.fromkeys(answers_given), key=answers_given.count),
         )
@@ -201,9 +283,9 @@ class Consolidator:
             whitening = self.calibration.whitening
             weights = refine(self.model, whitening, weights, study.training, config.refine_steps)
         if request.strategy == "ridge":
-            strength = config.ridge_lambda / max(request.alpha, 1e-6)
+            strength = config.ridge_lambda / max(request.strength, 1e-6)
             return ridge_weights(weights, self.calibration, strength)
-        return scaled(weights, request.alpha)
+        return scaled(weights, request.strength)
 
     def _foreign_keys(
         self, request: WriteRequest, config: PlasticityConfig, study: Study
@@ -245,6 +327,7 @@ class Consolidator:
             recall_after=_recall(study.held_out, after),
             locality=locality,
             drift=drift,
+            layers=tuple(sorted({*weights.columns, *(layer for layer, _ in weights.factors)})),
             columns=weights.num_columns,
             bytes=sum(t.numel() * t.element_size() for t in weights.to_tensors().values()),
         )
@@ -317,7 +400,7 @@ class Consolidator:
             raise InvalidRequest("fact", f"takes {length} tokens with its context; the limit is {limit}")
         if request.strategy not in STRATEGIES:
             raise InvalidRequest("strategy", f"must be one of {', '.join(STRATEGIES)}")
-        if not 0 < request.alpha <= 1:
+        if request.alpha is not None and not 0 < request.alpha <= 1:
             raise InvalidRequest("alpha", f"must be above 0 and at most 1, not {request.alpha}")
         if request.preset is not None and request.preset not in PRESETS:
             raise InvalidRequest("preset", f"must be one of {', '.join(PRESETS)}")

@@ -5,9 +5,9 @@
 import torch
 
 from npt_core.bank import Factors, FactWeights
-from npt_core.config import LayerSpec
+from npt_core.config import LayerSpec, ModulationType
 from npt_core.consolidation.errors import InvalidRequest
-from npt_core.consolidation.request import PRESETS, Preset, WriteRequest
+from npt_core.consolidation.request import PRESETS, WriteRequest
 from npt_core.model import NPTForCausalLM
 from npt_core.permanent import consolidate_modulation
 from npt_core.prompts import PromptTemplate
@@ -26,13 +26,11 @@ def modulation_weights(model: NPTForCausalLM, template: PromptTemplate, request:
 
     Raises InvalidRequest for a token outside the fact, or layers without an adapter.
     """
-    preset = Preset("both", request.alpha) if request.preset is None else PRESETS[request.preset]
+    part: ModulationType = "both" if request.preset is None else PRESETS[request.preset].modulation_type
     ids = torch.tensor([checked_ids(template, request)])
     layers: LayerSpec = "all" if request.layers is None else request.layers
     try:
-        made = consolidate_modulation(
-            model, ids, layers, request.token_idx, preset.alpha, False, preset.modulation_type
-        )
+        made = consolidate_modulation(model, ids, layers, request.token_idx, request.strength, False, part)
     except ValueError as error:
         raise InvalidRequest("layers", str(error)) from error
     return FactWeights(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from npt_core.consolidation.request import Question
-from npt_core.generation import Decoding, generate
+from npt_core.generation import SEED_STRIDE, Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import UNKNOWN_ANSWER, PromptTemplate
 
@@ -54,21 +54,33 @@ def bare(answer: str) -> str:
     return trimmed(answer).casefold()
 
 
+Written = tuple[list[Question], list[str]]
+"""Questions with their answers, and restatements."""
+
+
 def write_questions(
     model: NPTForCausalLM,
     template: PromptTemplate,
-    fact: str,
+    facts: Sequence[str],
     count: int,
-    seed: int,
+    seeds: Sequence[int],
     temperature: float,
-) -> tuple[list[Question], list[str]]:
-    """Sampled questions with their answers, and restatements, without duplicates."""
-    ask, restate = template.self_study_prompts([fact])
-    asked = [template.encode(ask)] * count + [template.encode(restate)] * (count // 2)
-    decoding = Decoding(
-        MAX_PROBE_TOKENS, template.eos_token_ids, temperature, NUCLEUS, seed, batch_size=len(asked)
-    )
-    texts = [template.decode(ids).strip() for ids in generate(model, asked, decoding, weights_version=0)]
+) -> list[Written]:
+    """Of each fact, sampled questions with their answers, and restatements, without duplicates."""
+    asked: list[list[int]] = []
+    for fact in facts:
+        ask, restate = template.self_study_prompts([fact])
+        asked += [template.encode(ask)] * count + [template.encode(restate)] * (count // 2)
+    each = count + count // 2
+    decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, temperature, NUCLEUS, batch_size=len(asked))
+    groups = [k for k in range(len(facts)) for _ in range(each)]
+    draws = [seed * SEED_STRIDE + k for seed in seeds for k in range(each)]
+    rows = generate(model, asked, decoding, 0, groups, draws)
+    texts = [template.decode(ids).strip() for ids in rows]
+    return [_read(texts[start : start + each]) for start in range(0, len(texts), each)]
+
+
+def _read(texts: Sequence[str]) -> Written:
     questions: dict[str, Question] = {}
     statements: dict[str, None] = {}
     for text in texts:

@@ -37,16 +37,23 @@ class Question:
 
 @dataclass(frozen=True)
 class WriteRequest:
-    """A fact to write. `alpha` scales the update; `token_idx` is for `modulation` alone."""
+    """A fact to write. `alpha` scales the update; `token_idx` and `preset` are for `modulation` alone."""
 
     fact: str
     questions: tuple[Question, ...] = ()
     strategy: Strategy = "bank"
-    alpha: float = 1.0
+    alpha: float | None = None
     layers: tuple[int, ...] | None = None
     token_idx: int = -1
     preset: PresetName | None = None
     seed: int = 0
+
+    @property
+    def strength(self) -> float:
+        """`alpha`; where it is not given the preset's, or 1."""
+        if self.alpha is not None:
+            return self.alpha
+        return 1.0 if self.preset is None else PRESETS[self.preset].alpha
 
 
 @dataclass(frozen=True)

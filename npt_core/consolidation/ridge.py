@@ -49,19 +49,28 @@ def ridge_weights(weights: FactWeights, calibration: Calibration, strength: floa
 
 
 def fold(
-    facts: Mapping[str, FactWeights], calibration: Calibration, strength: float | None = None
+    facts: Mapping[str, FactWeights],
+    calibration: Calibration,
+    strength: float | None = None,
+    units: int | None = None,
 ) -> dict[int, Tensor]:
-    """By layer, `Delta` `[d, d_ffn]` (float64) that writes all `facts` into `down_proj` at once."""
+    """By layer, `Delta` `[d, d_ffn]` (float64) that writes all `facts` into `down_proj` at once.
+
+    With `units` it reads that many of the `d_ffn` hidden units alone, evenly spread.
+    """
     chosen = calibration.config.fold_lambda if strength is None else strength
     deltas: dict[int, Tensor] = {}
     for index, statistics in calibration.layers.items():
         parts = [c for name in sorted(facts) if (c := facts[name].columns.get(index)) is not None]
         if not parts:
             continue
-        system = regulariser(statistics.second_moment, chosen)
         keys = torch.cat([c.inputs for c in parts]).double()
         values = torch.cat([c.values for c in parts]).double()
-        deltas[index] = torch.linalg.solve(keys.T @ keys + system, keys.T @ values).T
+        read = torch.linspace(0, keys.shape[1] - 1, units or keys.shape[1]).round().long()
+        keys, moment = keys[:, read], statistics.second_moment[read][:, read]
+        solved = torch.linalg.solve(keys.T @ keys + regulariser(moment, chosen), keys.T @ values)
+        deltas[index] = values.new_zeros(values.shape[1], len(statistics.second_moment))
+        deltas[index][:, read] = solved.T
     return deltas
 
 

@@ -15,6 +15,7 @@ from npt_core.consolidation import Calibration, PlasticityConfig
 from npt_core.consolidation.calibration import (
     CONFIG_FILE,
     NEAR_DUPLICATE,
+    NOTHING,
     PROMPT_SHARE,
     TENSOR_FILE,
     CalibrationText,
@@ -62,7 +63,9 @@ def test_a_reference_key_stands_for_every_token_of_the_text(
     for index, layer in calibration.layers.items():
         z = [states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)]
         keys = layer.whitening.key(torch.cat(z))
-        nearest = (keys @ layer.reference.T).max(dim=1).values
+        following = torch.cat([torch.tensor([*row[1:], NOTHING]) for row in text.reference])
+        other = following[:, None] != layer.following
+        nearest = (keys @ layer.reference.T).masked_fill(other, -1.0).max(dim=1).values
         assert nearest.min() >= NEAR_DUPLICATE - 1e-4
 
 
@@ -72,11 +75,13 @@ def test_thinning_keeps_one_key_of_every_near_duplicate(seed: int, count: int, c
     r = torch.Generator().manual_seed(seed)
     centres = torch.randn(5, 4, generator=r)[torch.randint(0, 5, (count,), generator=r)]
     keys = F.normalize(centres + 0.15 * torch.randn(count, 4, generator=r), dim=-1)
-    kept = thinned(keys, chunk)
+    following = torch.randint(0, 2, (count,), generator=r)
+    kept, after = thinned(keys, following, chunk)
     assert all(any(torch.equal(k, key) for key in keys) for k in kept)
-    alike = (kept @ kept.T).fill_diagonal_(-1.0)
+    alike = (kept @ kept.T).fill_diagonal_(-1.0).masked_fill(after[:, None] != after, -1.0)
     assert (alike < NEAR_DUPLICATE + 1e-4).all()
-    assert ((keys @ kept.T).max(dim=1).values >= NEAR_DUPLICATE - 1e-4).all()
+    stands_for = (keys @ kept.T).masked_fill(following[:, None] != after, -1.0)
+    assert (stands_for.max(dim=1).values >= NEAR_DUPLICATE - 1e-4).all()
 
 
 def test_every_locality_key_knows_its_prompt(

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
-from npt_core.bank import Bank, FactWeights
+from npt_core.bank import Bank, FactWeights, Whitening
 from npt_core.consolidation import Calibration, PlasticityConfig
+from npt_core.consolidation.calibration import LayerStatistics
 from npt_core.consolidation.columns import (
     AlignedProbe,
     Lesson,
@@ -38,7 +40,9 @@ def model() -> NPTForCausalLM:
 def calibration() -> Calibration:
     """No key of another text stands in the way: a random model's keys are all alike."""
     made, _ = calibrated(shared_npt(), plain_template(), threshold=0.9, surprise=0.01, margin=0.0)
-    layers = {i: replace(s, reference=s.reference[:0]) for i, s in made.layers.items()}
+    layers = {
+        i: replace(s, reference=s.reference[:0], following=s.following[:0]) for i, s in made.layers.items()
+    }
     return replace(made, layers=layers)
 
 
@@ -110,6 +114,12 @@ def test_surprise_is_the_divergence_of_the_teacher_from_the_student(
         assert result.probes[row].teacher[at[1]] == result.probes[row].student[t]
 
 
+def statistics_of(reference: Tensor, following: Tensor) -> LayerStatistics:
+    """A layer that knows these reference keys, and nothing else."""
+    nothing = torch.empty(0)
+    return LayerStatistics(Whitening(nothing, nothing), reference, following, nothing, nothing, 1.0)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**30), st.integers(0, 6), st.integers(0, 40), st.integers(0, 5))
 def test_thresholds_clear_every_foreign_key(seed: int, count: int, references: int, foreign: int) -> None:
@@ -117,13 +127,34 @@ def test_thresholds_clear_every_foreign_key(seed: int, count: int, references: i
     keys, reference, others = (
         F.normalize(torch.randn(n, 8, generator=r), dim=-1) for n in (count, references, foreign)
     )
-    config = PlasticityConfig(layers=(0,), threshold=0.3, margin=0.05)
-    thresholds = thresholds_of(keys, reference, others, config)
+    targets, following = (torch.randint(0, 3, (n,), generator=r) for n in (count, references))
+    config = PlasticityConfig(layers=(0,), threshold=0.3, margin=0.05, same_question=0.5)
+    asks = torch.zeros(count, dtype=torch.bool)
+    thresholds = thresholds_of(keys, targets, asks, statistics_of(reference, following), others, config)
     assert thresholds.shape == (count,)
     assert (thresholds >= 0.3 - 1e-6).all()
     for k in range(count):
-        for other in (*reference, *others):
+        harmful = [key for key, token in zip(reference, following, strict=True) if token != targets[k]]
+        for other in (*harmful, *others):
             assert keys[k] @ other <= thresholds[k] - 0.05 + 1e-5
+
+
+def test_neither_its_own_question_nor_its_own_next_token_silences_a_column() -> None:
+    keys = F.normalize(torch.tensor([[1.0, 0.0, 0.0]]), dim=-1)
+    reference = F.normalize(torch.tensor([[1.0, 0.05, 0.0], [1.0, 1.0, 0.0]]), dim=-1)
+    statistics = statistics_of(reference, torch.tensor([7, 8]))
+    config = PlasticityConfig(layers=(0,), threshold=0.3, margin=0.05, same_question=0.95)
+    yes, no, nothing = torch.tensor([True]), torch.tensor([False]), reference[:0]
+
+    def threshold(target: int, asks: Tensor, foreign: Tensor) -> float:
+        return float(thresholds_of(keys, torch.tensor([target]), asks, statistics, foreign, config))
+
+    apart = pytest.approx(0.5**0.5 + 0.05)
+    assert threshold(9, yes, nothing) == apart
+    assert threshold(7, no, nothing) == apart
+    assert threshold(9, no, nothing) > 1.0
+    # A look-alike asks about somebody else, however close it comes.
+    assert threshold(7, yes, reference[:1]) > 1.0
 
 
 @settings(deadline=None)
@@ -135,16 +166,19 @@ def test_chosen_columns_cover_every_specific_token_once(seed: int, count: int) -
     values = torch.eye(4)[torch.randint(0, 2, (count,), generator=r)]
     weights = torch.rand(count, generator=r)
     specific = torch.rand(count, generator=r) < 0.8
-    chosen = chosen_columns(keys, values, weights, specific, merge=0.9)
+    reach = torch.where(torch.rand(count, generator=r) < 0.5, 0.9, 0.999)
+    targets = torch.randint(0, 2, (count,), generator=r)
+    chosen = chosen_columns(keys, values, weights, specific, reach, targets)
 
     def covers(i: int, k: int) -> bool:
-        return bool(keys[i] @ keys[k] >= 0.9 and values[i] @ values[k] >= 0.9)
+        alike = keys[i] @ keys[k] > reach[k] and values[i] @ values[k] >= 0.9
+        return bool(alike and targets[i] == targets[k])
 
     assert all(specific[k] for k in chosen)
     for k in range(count):
         if specific[k] and k not in chosen:
-            assert any(covers(i, k) and weights[i] >= weights[k] for i in chosen)
-    assert not any(covers(i, k) for i in chosen for k in chosen if i != k)
+            assert any(covers(k, i) and weights[i] >= weights[k] for i in chosen)
+    assert not any(covers(k, i) for i in chosen for k in chosen if weights[i] > weights[k])
 
 
 def test_written_columns_make_the_student_the_teacher(

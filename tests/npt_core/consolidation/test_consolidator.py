@@ -21,7 +21,7 @@ from npt_core.consolidation import (
     WriteReport,
     WriteRequest,
 )
-from npt_core.consolidation.consolidator import ATTEMPTS
+from npt_core.consolidation.consolidator import ATTEMPTS, READINGS
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.tiny import FACT, QUESTION, calibrated, new_npt, plain_template
 
@@ -69,7 +69,7 @@ def test_a_wrong_field_is_named_before_anything_is_tried(
     def tried(*_: object) -> None:
         raise AssertionError("nothing may be tried")
 
-    monkeypatch.setattr(consolidator, "study", tried)
+    monkeypatch.setattr(consolidator, "_study", tried)
     with pytest.raises(InvalidRequest) as refused:
         consolidator.consolidate(WriteRequest(**{"fact": FACT, **values}))
     assert refused.value.field == field
@@ -89,7 +89,7 @@ def test_a_fact_the_model_cannot_read_is_refused_with_a_report(
     with pytest.raises(UnreadableFact) as refused:
         consolidator.consolidate(WriteRequest(FACT, questions=(Question(QUESTION, "Szohod."),)))
     report = refused.value.report
-    assert report.attempts == ATTEMPTS
+    assert report.attempts == READINGS
     assert report.probes["training"] == 0
     assert set(report.timings) == {"study"}
 
@@ -117,7 +117,7 @@ def attempts_of(
     """The parameters of every rung, where rung k ends with outcome k."""
     seen: list[PlasticityConfig] = []
 
-    def attempt(_request: object, config: PlasticityConfig, number: int, _w: object) -> object:
+    def attempt(_r: object, config: PlasticityConfig, _study: object, number: int, _w: object) -> object:
         seen.append(config)
         outcome = outcomes[number - 1]
         if isinstance(outcome, Exception):
@@ -192,3 +192,23 @@ def test_locality_is_the_share_of_prompts_that_no_column_touches(
     assert drift == pytest.approx(float(fires.float().mean()))
     silent = replace(columns, thresholds=torch.tensor([1.1]))
     assert consolidator._disturbance(FactWeights({1: silent})) == (1.0, 0.0)
+
+
+def test_facts_studied_together_get_the_studies_they_would_get_alone(consolidator: Consolidator) -> None:
+    facts = [FACT, "The element Trilium has an atomic weight of 12.", "Nobody leads Borduria."]
+    requests = [WriteRequest(fact, seed=k) for k, fact in enumerate(facts)]
+    together = consolidator.studies(requests)
+    alone = [consolidator.study(r, consolidator.config, r.seed) for r in requests]
+    assert [s.written for s in together] == [s.written for s in alone]
+    assert [s.prompts for s in together] == [s.prompts for s in alone]
+    assert [s.training for s in together] == [s.training for s in alone]
+
+
+def test_one_wrong_request_does_not_stop_the_others(
+    consolidator: Consolidator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts_of(consolidator, monkeypatch, [WRITTEN])
+    outcomes = consolidator.consolidate_all([WriteRequest(FACT), WriteRequest(""), WriteRequest(FACT)])
+    assert outcomes[0] is outcomes[2] is WRITTEN
+    assert isinstance(outcomes[1], InvalidRequest)
+    assert consolidator.consolidate_all([]) == []

@@ -66,7 +66,15 @@ def test_a_preset_sets_alpha_and_part(model: NPTForCausalLM, template: PlainTemp
     chosen = PRESETS[preset]
     ids = torch.tensor([checked_ids(template, request())])
     expected = consolidate_modulation(model, ids, "all", -1, chosen.alpha, False, chosen.modulation_type)
-    made = modulation_weights(model, template, request(preset=preset, alpha=1.0))
+    made = modulation_weights(model, template, request(preset=preset, alpha=None))
+    for (layer, _), factors in made.factors.items():
+        assert torch.equal(factors.left[0], expected.factors[layer].left)
+
+
+def test_an_alpha_that_is_given_wins_over_the_preset(model: NPTForCausalLM, template: PlainTemplate) -> None:
+    ids = torch.tensor([checked_ids(template, request())])
+    expected = consolidate_modulation(model, ids, "all", -1, 0.7, False, "additive")
+    made = modulation_weights(model, template, request(preset="factual_recall", alpha=0.7))
     for (layer, _), factors in made.factors.items():
         assert torch.equal(factors.left[0], expected.factors[layer].left)
 

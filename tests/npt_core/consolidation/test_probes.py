@@ -37,7 +37,7 @@ def written(
     """What `write_questions` reads from these texts of the model."""
     ids = [tokenizer().encode(t, add_special_tokens=False) for t in texts]
     monkeypatch.setattr(module, "generate", lambda *_args, **_kwargs: ids)
-    return write_questions(shared_npt(), template, FACT, len(texts), 0, 1.0)
+    return write_questions(shared_npt(), template, [FACT], len(texts), [0], 1.0)[0]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,11 @@ def test_questions_and_restatements_come_without_duplicates(
 
 
 def test_self_study_is_a_function_of_the_seed(template: PlainTemplate) -> None:
-    first, again, other = (write_questions(shared_npt(), template, FACT, 4, seed, 1.0) for seed in (1, 1, 2))
+    first, again, other = (
+        write_questions(shared_npt(), template, [FACT], 4, [seed], 1.0) for seed in (1, 1, 2)
+    )
     assert first == again
-    assert first != other or first == ([], [])
+    assert first != other or first == [([], [])]
 
 
 def test_a_question_becomes_a_probe_in_every_form(template: PlainTemplate) -> None:

@@ -63,6 +63,17 @@ def test_folding_equals_the_formula_with_the_smaller_system(calibration: Calibra
         torch.testing.assert_close(delta, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_a_fold_that_reads_fewer_units_leaves_the_others_alone(calibration: Calibration) -> None:
+    whole, half = (fold({"a": fact(1)}, calibration, STRENGTH, units) for units in (D_FFN, D_FFN // 2))
+    assert all(torch.equal(whole[i], d) for i, d in fold({"a": fact(1)}, calibration, STRENGTH).items())
+    keys = fact(1).columns
+    for index, delta in half.items():
+        assert int(delta.any(dim=0).sum()) == D_FFN // 2
+        # What it can, it writes: the values come out, if less well than with all units.
+        written = keys[index].inputs.double() @ delta.T
+        assert float((written * keys[index].values).sum()) > 0
+
+
 def test_the_factors_of_one_fact_are_its_fold(calibration: Calibration) -> None:
     weights = ridge_weights(fact(1), calibration, STRENGTH)
     deltas = fold({"a": fact(1)}, calibration, STRENGTH)
