@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+LARGE = 1000
+"""Beyond this many facts, only the bank in sequence is measured, and only for the first seed."""
+
 Rank = int | None
 """Columns kept per fact and layer when folding; None keeps all."""
 
@@ -16,6 +19,8 @@ class CapacityConfig:
     ranks: tuple[Rank, ...] = (None, 8, 4, 2, 1)
     strengths: tuple[float, ...] = (0.1, 10.0, 100.0)
     """Factors of the checkpoint's own lambda, beside 1."""
+    widths: tuple[float, ...] = (0.5, 0.25)
+    """Shares of the `d_ffn` hidden units that a fold may read, beside all."""
     layer_facts: int = 60
     """Facts written again for each other choice of layers."""
     sampled: int = 100
@@ -61,6 +66,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.counts or min(self.counts) < 1 or list(self.counts) != sorted(set(self.counts)):
             raise ValueError(f"counts must be ascending and positive, not {self.counts}")
+        if self.counts[0] > LARGE:
+            raise ValueError(f"the smallest of counts must be at most {LARGE}, not {self.counts[0]}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be given, each once, not {self.seeds}")
         if (
@@ -70,9 +77,19 @@ class EvaluationConfig:
             raise ValueError("one_fact, asked, documents, batch, max_new_tokens and retention start at 1")
 
     @property
+    def usual_counts(self) -> tuple[int, ...]:
+        """The sizes measured for every seed, in both tiers."""
+        return tuple(n for n in self.counts if n <= LARGE)
+
+    @property
+    def large_counts(self) -> tuple[int, ...]:
+        """The other sizes."""
+        return tuple(n for n in self.counts if n > LARGE)
+
+    @property
     def facts(self) -> int:
-        """Facts written in random order per seed."""
-        return max(self.counts[-1], self.one_fact)
+        """Facts written in random order for every seed."""
+        return max((*self.usual_counts, self.one_fact))
 
     @property
     def clustered_counts(self) -> tuple[int, ...]:
@@ -89,7 +106,7 @@ class EvaluationConfig:
             clustered=5,
             bystanders=20,
             documents=20,
-            capacity=CapacityConfig((1, 5, 20), (None, 4, 1), (), layer_facts=5, sampled=20),
+            capacity=CapacityConfig((1, 5, 20), (None, 4, 1), (), (), layer_facts=5, sampled=20),
             baselines=BaselineConfig(one_fact=2, counts=(3,), development=1),
             data=data,
         )

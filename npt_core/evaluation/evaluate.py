@@ -16,6 +16,7 @@ from npt_core.evaluation.config import EvaluationConfig
 from npt_core.evaluation.folding import capacity, fold_exactness, folded
 from npt_core.evaluation.journal import Journal, Key, Record
 from npt_core.evaluation.workbench import Workbench
+from npt_core.evaluation.writers import Writers
 from npt_core.evaluation.writing import FactSet, Scribe, drawn
 from npt_core.loading import Runtime
 
@@ -37,34 +38,37 @@ def evaluate(
     config: EvaluationConfig,
     journal: Journal | None = None,
     folder: Path | None = None,
+    writers: Writers | None = None,
 ) -> Results:
     """Measures `runtime`, whose model and bank stay as they are.
 
     `journal` and `folder` (for the weights of facts) let a stopped run go on. They belong to one
-    checkpoint and one configuration.
+    checkpoint and one configuration. `writers` write facts in processes of their own.
     """
     kept = journal or Journal()
     bench = Workbench.of(runtime, config)
     about = kept.note("about", lambda: _about(runtime, bench))
     begin = time.perf_counter()
+    scribe = Scribe(bench.consolidator, kept, folder, writers)
     for seed in config.seeds:
         done = Key("run", "seed", seed=seed)
         if done not in kept.records:
-            _one_seed(bench, kept, seed, folder)
+            _one_seed(bench, kept, seed, scribe)
             kept.once(done, lambda: {"seconds": time.perf_counter() - begin})
-        if folder is not None:
-            for order in ("random", "clustered"):
-                shutil.rmtree(folder / order / str(seed), ignore_errors=True)
+    if config.large_counts:
+        learned = scribe.written(drawn("random", config.seeds[0], config.counts[-1]))
+        sequence(bench, kept, learned, config.large_counts)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     return Results(config, about, kept.of_seeds(config.seeds), kept.notes)
 
 
-def _one_seed(bench: Workbench, journal: Journal, seed: int, folder: Path | None) -> None:
+def _one_seed(bench: Workbench, journal: Journal, seed: int, scribe: Scribe) -> None:
     config = bench.config
-    scribe = Scribe(bench.consolidator, journal, folder)
     learned = scribe.written(drawn("random", seed, config.facts))
     ceiling(bench, journal, learned)
     one_fact(bench, journal, learned)
-    _both_tiers(bench, journal, learned, config.counts)
+    _both_tiers(bench, journal, learned, config.usual_counts)
     if config.clustered_counts:
         count = config.clustered_counts[-1]
         clustered = scribe.written(drawn("clustered", seed, count))

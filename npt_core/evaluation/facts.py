@@ -9,10 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from npt_core.checkpoint import resolve_folder
 from npt_core.evaluation.config import EvaluationConfig
 from npt_core.evaluation.evaluate import evaluate
 from npt_core.evaluation.journal import Journal
 from npt_core.evaluation.reports import write_reports
+from npt_core.evaluation.writers import Writers
 from npt_core.loading import load_runtime
 
 
@@ -23,11 +25,13 @@ def run_facts_evaluation(
     seeds: Sequence[int] = (0, 1, 2),
     quick: bool = False,
     data: Path | None = None,
+    processes: int = 1,
 ) -> str:
     """Measures `model_dir`, writes the report to `out_dir`, and returns the table.
 
-    `quick` overrides `counts` and `seeds`. Called again with the same arguments, it goes on where
-    it was stopped. Raises CheckpointError, and ValueError for counts or seeds that mean nothing.
+    `quick` overrides `counts` and `seeds`. With several `processes`, all but the first facts are written
+    by as many at once, in batches. Called again with the same arguments, it goes on where it was stopped.
+    Raises CheckpointError, and ValueError for counts or seeds that mean nothing.
     """
     if quick:
         config = EvaluationConfig.quick(data)
@@ -37,7 +41,8 @@ def run_facts_evaluation(
     out_dir.mkdir(parents=True, exist_ok=True)
     run = identity(runtime.fingerprint, json.dumps(asdict(runtime.consolidator.config)), config)
     journal = Journal(out_dir / f"journal-{run}.jsonl", progress=_told)
-    results = evaluate(runtime, config, journal, out_dir / f"facts-{run}")
+    writers = Writers(resolve_folder(model_dir), processes) if processes > 1 else None
+    results = evaluate(runtime, config, journal, out_dir / f"facts-{run}", writers)
     return write_reports(results, out_dir)
 
 

@@ -1,8 +1,8 @@
 """The second tier: facts folded into `down_proj`, and how many of them fit.
 
-`d_ffn` is the number of directions a fold can write to; it is fixed by the checkpoint, so the
-capacity is looked for along the other axes: columns kept per fact, layers, and the strength of the
-regulariser.
+The capacity is looked for along four axes: columns kept per fact, layers, the strength of the
+regulariser, and `d_ffn`, the number of hidden units that a fold reads. The checkpoint fixes `d_ffn`;
+smaller ones are tried by letting the fold read a part of the units alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,12 +55,13 @@ class Folder:
     calibration: Calibration
     rank: Rank = None
     strength: float | None = None
+    units: int | None = None
 
     def deltas(self, facts: Mapping[str, FactWeights]) -> dict[int, Tensor]:
         """By layer, `Delta` `[d, d_ffn]` in float64."""
         rank = self.rank
         if rank is None:
-            return fold(facts, self.calibration, self.strength)
+            return fold(facts, self.calibration, self.strength, self.units)
         chosen = self.calibration.config.fold_lambda if self.strength is None else self.strength
         factors = {
             i: torch.linalg.cholesky(regulariser(layer.second_moment, chosen))
@@ -70,7 +71,7 @@ class Folder:
             name: FactWeights({i: compressed(c, rank, factors[i]) for i, c in weights.columns.items()})
             for name, weights in facts.items()
         }
-        return fold(small, self.calibration, self.strength)
+        return fold(small, self.calibration, self.strength, self.units)
 
 
 def edits_of(deltas: Deltas) -> Edits:
@@ -126,24 +127,26 @@ class Trial:
 
     rank: Rank
     layers: tuple[int, ...]
-    factor: float
     strength: float
+    units: int
 
     @property
     def detail(self) -> str:
         """Readable, and unique."""
         rank = "all" if self.rank is None else self.rank
         layers = ",".join(map(str, self.layers))
-        return f"rank {rank}; layers {layers}; lambda {self.strength:g}"
+        return f"rank {rank}; layers {layers}; d_ffn {self.units}; lambda {self.strength:g}"
 
 
 def capacity(bench: Workbench, journal: Journal, learned: FactSet) -> None:
     """Folds more and more facts in each way, until recall or perplexity leaves its limit."""
     settings, whole = bench.config.capacity, bench.calibration.config
     ladder = [n for n in settings.counts if n <= len(learned.weights)]
-    plain = Trial(None, whole.layers, 1.0, whole.fold_lambda)
+    d_ffn = int(bench.model.config.intermediate_size)
+    plain = Trial(None, whole.layers, whole.fold_lambda, d_ffn)
     trials = [replace(plain, rank=rank) for rank in settings.ranks]
-    trials += [replace(plain, factor=f, strength=f * plain.strength) for f in settings.strengths]
+    trials += [replace(plain, strength=f * plain.strength) for f in settings.strengths]
+    trials += [replace(plain, units=round(share * d_ffn)) for share in settings.widths]
     for trial in trials:
         _climb(bench, journal, learned, trial, ladder)
     for layers in other_layers(whole.layers, bench.calibration.layers):
@@ -193,7 +196,7 @@ def _tried(bench: Workbench, learned: FactSet, trial: Trial, n: int) -> Metrics:
         for item in questions(i, learned.facts[i], bench.template)
         if item.group == RECALL
     ]
-    folder = Folder(bench.calibration, trial.rank, trial.strength)
+    folder = Folder(bench.calibration, trial.rank, trial.strength, trial.units)
     deltas = folder.deltas({fact_id(i): learned.weights[i] for i in facts})
     with edited(bench.model, edits_of(deltas)):
         found = bench.examiner.recall(bench.speaker, items) | bench.drift()

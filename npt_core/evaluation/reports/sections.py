@@ -200,7 +200,8 @@ def _cost(results: Results) -> Section:
         lambda key: key.protocol == "summary",
         COST,
         "What a fact costs",
-        "Wall time of a whole write, the ladder's further attempts included, on this machine. "
+        "Wall time of a whole write, the ladder's further attempts included, of the facts that were "
+        "written one by one, with all threads: at least the first 50. "
         "Bytes are those of the stored blob. Refused facts count as not recalled everywhere.",
         lambda key: [key.order, f"{key.facts:,}"],
         ("order", "facts"),
@@ -211,10 +212,10 @@ def _capacity(results: Results) -> Section:
     limits = results.config.capacity
     text = (
         f"How many facts fold before recall falls under {limits.min_recall} or perplexity rises by "
-        f"more than {100 * limits.max_perplexity:g}%, at d_ffn {results.about['d_ffn']}. Recall is "
-        "over the facts folded, the first that were not refused. Rank is the number of columns kept "
-        "per fact and layer. With other layers the facts were written again for them, and fewer facts "
-        "were tried."
+        f"more than {100 * limits.max_perplexity:g}%. Recall is over the facts folded, the first that were "
+        "not refused. Rank is the number of columns kept per fact and layer; d_ffn is the number of hidden "
+        f"units that the fold reads, of {results.about['d_ffn']}. With other layers the facts were written "
+        "again for them, and fewer facts were tried."
     )
     headers = ("way of folding", "capacity", "last tried", "recall", "perplexity", "drift")
     cells = [_capacity_cells(c) for c in capacities(results.records, limits)]

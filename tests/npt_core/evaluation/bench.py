@@ -56,6 +56,6 @@ TINY = EvaluationConfig(
     documents=3,
     fold_ranks=(None, 1),
     max_new_tokens=3,
-    capacity=CapacityConfig((1, 3), (None, 1), (10.0,), layer_facts=1, min_recall=0.0),
+    capacity=CapacityConfig((1, 3), (None, 1), (10.0,), (0.5,), layer_facts=1, min_recall=0.0),
     baselines=BaselineConfig(one_fact=1, counts=(2,), development=1),
 )
