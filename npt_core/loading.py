@@ -19,7 +19,7 @@ from npt_core.bank import Bank
 from npt_core.checkpoint import CheckpointError, resolve_folder
 from npt_core.config import resolve_layers
 from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, calibrate
-from npt_core.consolidation.calibration import CONFIG_FILE
+from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
 from npt_core.engine import Gate, Runner, give_way
@@ -52,7 +52,7 @@ class Runtime:
     bank: Bank
     consolidator: Consolidator
     fingerprint: str
-    """SHA-256 of configuration, weights and calibration: facts belong to one checkpoint."""
+    """SHA-256 of configuration, weights and calibration, wherever it is kept: facts belong to all three."""
 
     @property
     def num_layers(self) -> int:
@@ -82,13 +82,17 @@ def load_runtime(
     model.eval()  # type: ignore[no-untyped-call]
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
+    kept = None if cache is None else cache / fingerprint[:16]
     calibrated = _stored_calibration(folder)
-    if calibrated is None and cache is not None:
-        calibrated = _stored_calibration(cache / fingerprint[:16])
+    elsewhere = kept if calibrated is None else None
+    if elsewhere is not None:
+        calibrated = _stored_calibration(elsewhere)
     plain = calibrated is None or calibrated.config.plain_text
     template = template_for(tokenizer, end_ids(model, tokenizer), plain and calibrated is not None)
     if calibrated is None:
-        calibrated = _calibrated(model, template, cache and cache / fingerprint[:16])
+        calibrated = _calibrated(model, template, elsewhere)
+    if elsewhere is not None:
+        fingerprint = _joined(fingerprint, elsewhere / TENSOR_FILE)
     _check_fit(model, calibrated)
     bank = Bank(model, calibrated.whitening).attach()
     consolidator = Consolidator(model, template, calibrated)
@@ -121,6 +125,13 @@ def fingerprint_of(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _joined(fingerprint: str, calibration: Path) -> str:
+    """The fingerprint of a checkpoint with a calibration that lies elsewhere."""
+    with calibration.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256((fingerprint + found).encode()).hexdigest()
 
 
 def _stored_calibration(folder: Path) -> Calibration | None:

@@ -190,9 +190,11 @@ class Consolidator:
             weights = self._weights(request, config, study)
         with watch.stage("verify"):
             report = self.verify(request, config, study, weights, watch, number)
-        recalled = report.recall_after >= min(config.min_recall, 1.0)
-        if request.strategy != "modulation" and not (recalled and report.locality >= config.min_locality):
-            raise NotRecalled("the fact was not recalled on held-out wordings", report)
+        if request.strategy != "modulation":
+            if report.recall_after < config.min_recall:
+                raise NotRecalled("the fact was not recalled on held-out wordings", report)
+            if report.locality < config.min_locality:
+                raise NotRecalled("the fact was recalled, but changed answers to other questions", report)
         return Consolidated(weights, report)
 
     def studies(self, requests: Sequence[WriteRequest]) -> list[Study]:
