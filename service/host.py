@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from npt_core.bank import BankError
-from npt_core.engine import Engine, EngineConfig
+from npt_core.engine import Engine, EngineConfig, StepRunner, alone
 from service.blobs import BlobStore
 from service.ledger import FolderLock, Ledger, LedgerDamaged
 from service.metrics import Metrics
@@ -47,9 +47,9 @@ class Host:
         return self.runtime.bank.version
 
     def close(self) -> None:
-        """Cancel what runs, let a write end, then let go of the ledger and the folder."""
-        self.engine.close()
+        """Let a write end, cancel what runs, then let go of the ledger and the folder."""
         self.writer.close()
+        self.engine.close()
         self.ledger.close()
         self.lock.release()
 
@@ -66,48 +66,53 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
     try:
         # A damaged ledger is told at once, not after the model took its time to load.
         ledger = Ledger(settings.data / LEDGER_FILE)
-        runtime = load_runtime(settings.model, cache=settings.data / CALIBRATION_FOLDER)
-        return _assemble(settings, runtime, ledger, lock)
+        blobs = BlobStore(settings.data / BLOB_FOLDER)
+        runtime, runner = alone(lambda: _prepared(settings, load_runtime, ledger, blobs))
+        return _assemble(settings, runtime, runner, ledger, blobs, lock)
     except BaseException:
         lock.release()
         raise
 
 
-def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: FolderLock) -> Host:
-    blobs, metrics = BlobStore(settings.data / BLOB_FOLDER), Metrics()
+def _prepared(
+    settings: Settings, load_runtime: LoadRuntime, ledger: Ledger, blobs: BlobStore
+) -> tuple[Runtime, StepRunner]:
+    """The model with every fact it was taught, and what computes its steps."""
+    runtime = load_runtime(settings.model, cache=settings.data / CALIBRATION_FOLDER)
     ledger.bind(runtime.fingerprint)
     replay(ledger, blobs, runtime, settings.data / LEDGER_FILE)
-    bank = runtime.bank
+    return runtime, runtime.runner(settings.kv_pages)
+
+
+def _assemble(
+    settings: Settings,
+    runtime: Runtime,
+    runner: StepRunner,
+    ledger: Ledger,
+    blobs: BlobStore,
+    lock: FolderLock,
+) -> Host:
+    bank, metrics = runtime.bank, Metrics()
     gate = VersionGate(lambda: bank.version)
-    host = Host(
-        settings=settings,
-        runtime=runtime,
-        engine=Engine(
-            runtime.runner(settings.kv_pages),
-            bank,
-            runtime.template.eos_token_ids,
-            EngineConfig(
-                settings.max_concurrency,
-                settings.queue_size,
-                settings.batch_tokens,
-                writers_share=settings.writers_share,
-            ),
-        ),
-        ledger=ledger,
-        writer=Writer(
-            ledger,
-            blobs,
-            bank,
-            runtime.consolidator,
-            metrics,
-            max_pending=settings.max_pending_writes,
-            published=gate.announce,
-        ),
-        gate=gate,
-        metrics=metrics,
-        lock=lock,
+    config = EngineConfig(
+        settings.max_concurrency,
+        settings.queue_size,
+        settings.batch_tokens,
+        writers_share=settings.writers_share,
     )
-    runtime.give_way(host.engine.gate)
+    engine = Engine(runner, bank, runtime.template.eos_token_ids, config)
+    runtime.give_way(engine.pause)
+    writer = Writer(
+        ledger,
+        blobs,
+        bank,
+        runtime.consolidator,
+        metrics,
+        engine.execute,
+        max_pending=settings.max_pending_writes,
+        published=gate.announce,
+    )
+    host = Host(settings, runtime, engine, ledger, writer, gate, metrics, lock)
     _watch(host)
     return host
 

@@ -1,12 +1,14 @@
 """What the service needs of the model side; `npt_core.loading.Runtime` fits these shapes."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from npt_core.consolidation import WriteRequest
-from npt_core.engine import Gate, StepRunner
+from npt_core.engine import StepRunner
+
+T = TypeVar("T")
 
 
 class Template(Protocol):
@@ -66,6 +68,12 @@ class Consolidated(Protocol):
     def report(self) -> Report: ...
 
 
+class Compute(Protocol):
+    """Where work with tensors is done: `Engine.execute`, between the steps."""
+
+    def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
 class Consolidator(Protocol):
     """Turns a fact into weights; raises the `ConsolidationError` tree."""
 
@@ -92,4 +100,4 @@ class Runtime(Protocol):
 
     def runner(self, num_pages: int, /) -> StepRunner: ...
 
-    def give_way(self, gate: Gate, /) -> None: ...
+    def give_way(self, pause: Callable[[], None], /) -> None: ...

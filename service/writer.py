@@ -24,7 +24,7 @@ from service.commands import (
 from service.keys_in_flight import KeysInFlight
 from service.ledger import Change, Fact, FactState, Ledger, Version, VersionKind, now
 from service.metrics import Metrics
-from service.runtime import Bank, Consolidated, Consolidator, Weights
+from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
 from service.storage import StorageFailed
 from service.weights_codec import decode, encode
 
@@ -33,7 +33,8 @@ class Writer:
     """Changes ledger, blobs and bank together: wholly, or not at all.
 
     The order is what makes an acknowledged fact durable: the blob, then the ledger that names
-    it, then the bank, then the answer. `published` is called after each new version.
+    it, then the bank, then the answer. `compute` is where the model's work is done; `published` is
+    called after each new version.
     Thread-safe; raises the `WriteError`, `ConsolidationError`, `StorageError` and `BlobError`
     trees.
     """
@@ -45,6 +46,7 @@ class Writer:
         bank: Bank,
         consolidator: Consolidator,
         metrics: Metrics,
+        compute: Compute,
         *,
         max_pending: int = 16,
         published: Callable[[], None] = lambda: None,
@@ -54,6 +56,7 @@ class Writer:
         self._bank = bank
         self._consolidator = consolidator
         self._metrics = metrics
+        self._compute = compute
         self._published = published
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(max_pending)
@@ -143,7 +146,7 @@ class Writer:
             version = self._ledger.commit(change)
         with self._timed("publish"):
             try:
-                self._bank.publish(version.version, births, change.deaths)
+                self._compute(lambda: self._bank.publish(version.version, births, change.deaths))
             except Exception:
                 # The ledger is ahead of the bank; only a replay brings them together again.
                 self._failure = f"version {version.version} could not be published"
@@ -154,7 +157,7 @@ class Writer:
     def _consolidate(self, command: AddFact) -> Consolidated:
         try:
             with self._timed("consolidate"):
-                consolidated = self._consolidator.consolidate(command.request)
+                consolidated = self._compute(lambda: self._consolidator.consolidate(command.request))
         except ConsolidationError as error:
             self._metrics.facts.labels(_refusal(error)).inc()
             raise

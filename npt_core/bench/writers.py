@@ -5,7 +5,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from npt_core.bank import FactWeights
 from npt_core.consolidation import ConsolidationError, WriteRequest
+from npt_core.engine import Engine
 from npt_core.loading import Runtime
 
 
@@ -22,9 +24,10 @@ class Writing:
 class Writer:
     """Within the block, one fact is begun every second, or as soon as the last is done."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, engine: Engine) -> None:
         self.outcome = Writing()
         self._runtime = runtime
+        self._engine = engine
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -46,13 +49,19 @@ class Writer:
             self._stop.wait(max(1.0 - took, 0.0))
 
     def _write(self, fact: str) -> None:
-        bank, outcome = self._runtime.bank, self.outcome
+        outcome = self.outcome
         try:
-            weights = self._runtime.consolidator.consolidate(WriteRequest(fact)).weights
+            consolidated = self._engine.execute(
+                lambda: self._runtime.consolidator.consolidate(WriteRequest(fact))
+            )
         except ConsolidationError:
             outcome.refused += 1
             return
-        begin = time.perf_counter()
-        bank.publish(bank.version + 1, {fact: weights})
-        outcome.publications.append(time.perf_counter() - begin)
+        outcome.publications.append(self._engine.execute(lambda: self._publish(fact, consolidated.weights)))
         outcome.written += 1
+
+    def _publish(self, fact: str, weights: FactWeights) -> float:
+        """Seconds in which the bank changes: no step is computed meanwhile."""
+        bank, begin = self._runtime.bank, time.perf_counter()
+        bank.publish(bank.version + 1, {fact: weights})
+        return time.perf_counter() - begin

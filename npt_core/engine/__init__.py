@@ -1,5 +1,6 @@
 """The engine: token ids in, token ids out, each request at one weights version."""
 
+from npt_core.engine.background import give_way
 from npt_core.engine.config import EngineConfig
 from npt_core.engine.engine import Engine, StepRunner
 from npt_core.engine.errors import (
@@ -12,13 +13,12 @@ from npt_core.engine.errors import (
     VersionNotFound,
 )
 from npt_core.engine.events import Event, FinishEvent, FinishReason, TokenEvent, TokenLogprob
-from npt_core.engine.gate import Gate
 from npt_core.engine.request import GenerationRequest, SamplingParams
 from npt_core.engine.runner import Runner
 from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
+from npt_core.engine.threads import alone
 from npt_core.engine.weights import UnsupportedModel
-from npt_core.engine.yielding import give_way
 
 __all__ = [
     "EmptyPrompt",
@@ -29,7 +29,6 @@ __all__ = [
     "Event",
     "FinishEvent",
     "FinishReason",
-    "Gate",
     "GenerationRequest",
     "InvalidSampling",
     "PromptTooLong",
@@ -44,5 +43,6 @@ __all__ = [
     "TokenLogprob",
     "UnsupportedModel",
     "VersionNotFound",
+    "alone",
     "give_way",
 ]

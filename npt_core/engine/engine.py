@@ -1,21 +1,22 @@
 """The engine: requests in, streams of tokens out, each at the weights version it was admitted at.
 
-One thread owns everything that runs: it schedules a step, computes it, and hands out the tokens.
+One thread owns everything that runs: it schedules a step, computes it, hands out the tokens, and
+between steps goes on with other work, such as the consolidation of a fact.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from npt_core.engine.background import Background
 from npt_core.engine.config import EngineConfig
 from npt_core.engine.errors import EmptyPrompt, EngineClosed, PromptTooLong, QueueFull, VersionNotFound
 from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
-from npt_core.engine.gate import Gate
 from npt_core.engine.page_table import PageTable
 from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.request import GenerationRequest
@@ -25,6 +26,7 @@ from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StepRunner(Protocol):
@@ -66,7 +68,7 @@ class Engine:
         self._bank = bank
         self._eos = frozenset(eos_token_ids)
         self._config = config
-        self.gate = Gate(config.writers_share)
+        self._background = Background(config.writers_share, self._due)
         self.pages = PageTable(runner.num_pages)
         self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
         limits = Limits(config.max_running, config.batch_tokens)
@@ -127,8 +129,26 @@ class Engine:
             self._changed.notify()
         return stream
 
+    def execute(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, computed on the engine's thread between steps. Thread-safe.
+
+        Where `work` calls `pause`, steps go first. Raises EngineClosed after `close`.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
+        with self._changed:
+            if self._closing:
+                raise EngineClosed
+            outcome = self._background.add(work)
+            self._changed.notify()
+        return outcome.result()
+
+    def pause(self) -> None:
+        """Called from work that `execute` runs, in places where steps may go first."""
+        self._background.pause()
+
     def close(self, timeout: float | None = 10.0) -> None:
-        """Cancel everything; every stream gets its end. Waits `timeout` seconds for the step."""
+        """Cancel every request, each with its end, and finish what is executed; waits `timeout` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -155,16 +175,24 @@ class Engine:
 
     def _work(self) -> None:
         while self._accept():
-            self._step()
+            busy = bool(self.running or self.waiting)
+            if busy:
+                self._step()
+            self._background.advance(busy)
         for sequence in tuple(self._scheduler):
             self._end(sequence, FinishReason.CANCELLED)
+        self._background.finish()
+
+    def _due(self) -> bool:
+        """Whether there is more to do than what is executed, while nothing runs."""
+        return bool(self._inbox) or self._closing
 
     def _accept(self) -> bool:
         """Take in what was submitted, waiting for it if there is nothing else; False once closing."""
-        if not (self.running or self.waiting):
-            self.gate.idle()
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._closing or self.running or self.waiting)
+            self._changed.wait_for(
+                lambda: self._due() or self.running or self.waiting or self._background.pending
+            )
             for sequence in self._inbox:
                 self._scheduler.add(sequence)
                 self._samplers[sequence] = Sampler(sequence.request.params, sequence.index)
@@ -176,16 +204,16 @@ class Engine:
         spans = self._scheduler.plan()
         for span in spans:
             span.sequence.stream.mark_started()
+        begin = time.perf_counter()
         try:
             if spans:
-                with self.gate.step():
-                    logits = self._runner.run(spans)
-                self._hand_out(spans, logits)
+                self._hand_out(spans, self._runner.run(spans))
         except Exception:
             # The last line of defence: a failing step must not take the engine along.
             log.exception("a step failed")
             for span in spans:
                 self._end(span.sequence, FinishReason.ERROR)
+        self._background.earn(time.perf_counter() - begin)
 
     def _end_interrupted(self) -> None:
         now = time.monotonic()

@@ -5,7 +5,7 @@ or from what the bank knows at the request's version, and anything else with ` I
 """
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from npt_core.consolidation import (
     WriteReport,
     WriteRequest,
 )
-from npt_core.engine import Gate, Span
 from npt_core.engine import Sequence as Running
+from npt_core.engine import Span
 
 EOS = 256
 UNKNOWN = " I don't know."
@@ -116,13 +116,14 @@ class FakeConsolidator:
     def __init__(self) -> None:
         self.gate: threading.Semaphore | None = None
         self.entered = threading.Semaphore(0)
+        self.pause: Callable[[], None] = lambda: None
         self.requests: list[WriteRequest] = []
 
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         self.requests.append(request)
         self.entered.release()
-        if self.gate is not None:
-            self.gate.acquire()
+        while self.gate is not None and not self.gate.acquire(timeout=0.005):
+            self.pause()  # as the real one does between its pieces
         if "unreadable" in request.fact:
             raise UnreadableFact("the model cannot read this fact", _report(request, 0.0))
         if "forgettable" in request.fact:
@@ -144,8 +145,8 @@ class FakeRuntime:
     def runner(self, _num_pages: int, /) -> FakeModel:
         return self.model
 
-    def give_way(self, _gate: Gate, /) -> None:
-        pass
+    def give_way(self, pause: Callable[[], None], /) -> None:
+        self.consolidator.pause = pause
 
 
 def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:

@@ -86,12 +86,18 @@ async def test_unknown_version_is_not_found(client: Client) -> None:
 async def test_request_keeps_its_version_while_a_fact_lands(host: Host, client: Client) -> None:
     model = fake(host).model
     model.gate = threading.Semaphore(0)
-    running = asyncio.create_task(ask(client))
+    rumour = "Nobody " * 30 + "else"
+    context = f"The CEO of TechCorp is {rumour}."
+    running = asyncio.create_task(ask(client, context=context, max_new_tokens=300))
     await asyncio.to_thread(model.entered.acquire)
-    assert (await teach(client))["weights_version"] == 1
+    write = asyncio.create_task(teach(client))
+    while not write.done():  # between the steps of the answer
+        model.gate.release()
+        await asyncio.sleep(0.001)
     model.gate.release(1000)
     answer = await running
-    assert (answer["text"], answer["weights_version"]) == (" I don't know.", 0)
+    assert (answer["text"].strip(), answer["weights_version"]) == (f"{rumour}.", 0)
+    assert (await write)["weights_version"] == 1
     assert (await ask(client))["text"] == " Dr. Sarah Chen."
 
 

@@ -1,0 +1,173 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from npt_core.engine import Engine, EngineClosed, EngineConfig, GenerationRequest, SamplingParams, give_way
+from npt_core.engine.background import Background
+from tests.npt_core.engine.fakes import CountingRunner
+
+
+class Bank:
+    version = 0
+
+
+@pytest.fixture
+def runner() -> CountingRunner:
+    return CountingRunner(threading.Semaphore(0))
+
+
+@pytest.fixture
+def engine(runner: CountingRunner) -> Iterator[Engine]:
+    engine = Engine(runner, Bank(), (), EngineConfig(writers_share=0.5))
+    yield engine
+    assert runner.gate is not None
+    runner.gate.release(1000)
+    engine.close()
+
+
+def test_a_job_pauses_only_where_a_step_is_due() -> None:
+    due, trace = [False], list[str]()
+    background = Background(0.5, lambda: due[0])
+
+    def job() -> str:
+        for piece in "abc":
+            trace.append(piece)
+            background.pause()
+        return "done"
+
+    outcome = background.add(job)
+    due[0] = True
+    background.advance(busy=False)
+    trace.append("|")
+    assert background.pending
+    due[0] = False
+    background.advance(busy=False)
+    assert trace == ["a", "|", "b", "c"]
+    assert outcome.result(0) == "done"
+    assert not background.pending
+
+
+def test_beside_steps_pieces_cost_what_steps_earned() -> None:
+    background, pieces = Background(0.5, lambda: True), [0]
+
+    def job() -> None:
+        while True:
+            pieces[0] += 1
+            background.pause()
+
+    background.add(job)
+    background.advance(busy=True)
+    assert pieces == [0]
+    background.earn(1e-9)
+    background.advance(busy=True)
+    assert pieces == [1]  # a piece that was begun is computed; it took longer than was earned
+    background.earn(0.0)
+    background.advance(busy=True)
+    assert pieces == [1]
+    background.earn(0.1)
+    background.advance(busy=True)
+    assert pieces[0] > 2
+
+
+def test_jobs_follow_one_another_and_a_failure_ends_one_alone() -> None:
+    background, trace = Background(0.5, lambda: True), list[str]()
+
+    def first() -> None:
+        background.pause()
+        raise ValueError("first")
+
+    failed = background.add(first)
+    worked = background.add(lambda: trace.append("second"))
+    background.advance(busy=False)
+    assert (trace, failed.done()) == ([], False)
+    background.finish()
+    with pytest.raises(ValueError, match="first"):
+        failed.result(0)
+    worked.result(0)
+    assert (trace, background.pending) == (["second"], False)
+
+
+def test_pause_outside_a_job_does_nothing() -> None:
+    Background(0.5, lambda: True).pause()
+
+
+def test_a_job_keeps_its_own_gradient_mode_and_does_not_lend_it() -> None:
+    background = Background(0.5, lambda: True)
+
+    def job() -> tuple[bool, bool]:
+        with torch.enable_grad():
+            background.pause()
+            inside = torch.is_grad_enabled()
+        return inside, torch.is_grad_enabled()
+
+    with torch.no_grad():
+        outcome = background.add(job)
+        background.advance(busy=False)
+        with torch.inference_mode():  # a step
+            assert not torch.is_grad_enabled()
+        background.advance(busy=False)
+        assert outcome.result(0) == (True, False)
+
+
+def test_every_linear_map_gives_way() -> None:
+    calls = list[int]()
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    give_way(model, lambda: calls.append(1))
+    model(torch.zeros(1, 3))
+    assert len(calls) == 2
+
+
+def test_work_is_computed_on_the_thread_of_the_engine(engine: Engine) -> None:
+    names = {threading.current_thread().name, engine.execute(lambda: threading.current_thread().name)}
+    assert len(names) == 2
+    assert engine.execute(lambda: engine.execute(lambda: "nested")) == "nested"
+
+
+def test_answers_go_on_while_work_is_under_way(engine: Engine, runner: CountingRunner) -> None:
+    assert runner.gate is not None
+    stop, begun = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        while not stop.is_set():
+            engine.pause()
+        return "written"
+
+    outcome = list[str]()
+    writer = threading.Thread(target=lambda: outcome.append(engine.execute(work)))
+    writer.start()
+    assert begun.wait(10)
+    runner.gate.release(100)
+    stream = engine.submit(GenerationRequest((1, 2, 3), SamplingParams(max_new_tokens=4)))
+    assert len(list(stream)) == 5
+    assert not outcome
+    stop.set()
+    writer.join(10)
+    assert outcome == ["written"]
+
+
+def test_work_begun_before_the_end_is_finished_and_none_is_begun_after(engine: Engine) -> None:
+    begun, outcome = threading.Event(), list[str]()
+
+    def work() -> str:
+        begun.set()
+        while not engine_closing.is_set():
+            engine.pause()
+        engine.pause()
+        return "written"
+
+    engine_closing = threading.Event()
+    writer = threading.Thread(target=lambda: outcome.append(engine.execute(work)))
+    writer.start()
+    assert begun.wait(10)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    engine_closing.set()
+    closer.join(10)
+    writer.join(10)
+    assert outcome == ["written"]
+    with pytest.raises(EngineClosed):
+        engine.execute(lambda: None)
