@@ -8,7 +8,11 @@ from typing import Any
 from npt_core.bank import FactWeights
 from npt_core.consolidation import ConsolidationError, WriteRequest
 from npt_core.engine import Engine
+from npt_core.evaluation.writing import drawn
 from npt_core.loading import Runtime
+
+SEED, MOST = 7, 10_000
+"""Facts of the evaluation, in an order of their own."""
 
 
 @dataclass
@@ -40,10 +44,10 @@ class Writer:
         self._thread.join()
 
     def _work(self) -> None:
-        number = 0
+        sentences = iter(drawn("random", SEED, MOST).statements)
         while not self._stop.is_set():
-            begin, number = time.perf_counter(), number + 1
-            self._write(f"The codename for project Kestrel-{number} is 'Lantern-{number * 37 % 1000}'.")
+            begin = time.perf_counter()
+            self._write(next(sentences))
             took = time.perf_counter() - begin
             self.outcome.seconds.append(took)
             self._stop.wait(max(1.0 - took, 0.0))

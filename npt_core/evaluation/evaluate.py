@@ -58,6 +58,10 @@ def evaluate(
     if config.large_counts:
         learned = scribe.written(drawn("random", config.seeds[0], config.counts[-1]))
         sequence(bench, kept, learned, config.large_counts)
+    if config.baselines is not None:  # last, because they take longest
+        for seed in config.seeds[: config.baselines.seeds]:
+            learned = scribe.written(drawn("random", seed, config.facts))
+            compare_baselines(bench, kept, learned, config.baselines)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return Results(config, about, kept.of_seeds(config.seeds), kept.notes)
@@ -76,8 +80,6 @@ def _one_seed(bench: Workbench, journal: Journal, seed: int, scribe: Scribe) -> 
         _both_tiers(bench, journal, clustered, config.clustered_counts)
     if seed == config.seeds[0]:
         capacity(bench, journal, learned)
-    if config.baselines is not None and seed in config.seeds[: config.baselines.seeds]:
-        compare_baselines(bench, journal, learned, config.baselines)
 
 
 def _both_tiers(bench: Workbench, journal: Journal, learned: FactSet, counts: tuple[int, ...]) -> None:
