@@ -6,7 +6,7 @@ text from the corpus generator; with `cache` the result is kept for the next sta
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, 
 from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
-from npt_core.engine import Runner, give_way
+from npt_core.engine import Runner
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate, template_for
 from npt_core.training.corpus import CorpusConfig
@@ -62,10 +62,6 @@ class Runtime:
     def runner(self, num_pages: int) -> Runner:
         """What the engine computes steps with, in `num_pages` pages of keys and values."""
         return Runner(self.model, num_pages)
-
-    def give_way(self, pause: Callable[[], None]) -> None:
-        """From now on consolidation calls `pause` between its pieces."""
-        give_way(self.consolidator.model, pause)
 
     @property
     def max_positions(self) -> int:

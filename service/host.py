@@ -101,7 +101,7 @@ def _assemble(
         writers_share=settings.writers_share,
     )
     engine = Engine(runner, bank, runtime.template.eos_token_ids, config)
-    runtime.give_way(engine.pause)
+    runtime.consolidator.give_way(engine.pause)
     writer = Writer(
         ledger,
         blobs,

@@ -88,7 +88,7 @@ def _with_writer(
     engine = Engine(runtime.runner(1024), runtime.bank, ())
     vocabulary = runtime.model.config.vocab_size
     without = measure(engine, streams, vocabulary, seconds)
-    runtime.give_way(engine.pause)
+    runtime.consolidator.give_way(engine.pause)
     with Writer(runtime, engine) as writer:
         during = measure(engine, streams, vocabulary, seconds)
     engine.close()

@@ -6,7 +6,7 @@ to `down_proj` (key) and what the layer's output lacks, `x_teacher - x_student` 
 written from low to high in one pass, each seeing the columns below it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,8 @@ from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
 Position = tuple[int, int]
+BLOCK = 4096
+"""Reference keys that are compared at once: what is computed of them stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,12 @@ def write(
     config: PlasticityConfig,
     taught: Lesson,
     foreign: Mapping[int, Tensor],
+    pause: Callable[[], None] = lambda: None,
 ) -> FactWeights:
     """The columns of one fact in the layers of `config`.
 
-    `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either.
+    `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either. `pause` is
+    called between the parts of the leak check.
     """
     wanted = sorted(at for at, w in taught.surprise.items() if w > config.surprise)
     trial = Bank(model, calibration.whitening)
@@ -134,6 +138,7 @@ def write(
             foreign[index],
             trial.layers[index],
             index,
+            pause,
         )
         layer = model.model.layers[index]
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
@@ -161,10 +166,11 @@ class _LayerWriter:
         foreign: Tensor,
         trial: PlasticLayer,
         index: int,
+        pause: Callable[[], None],
     ) -> None:
         self.taught, self.wanted, self.config = taught, wanted, config
         self.statistics, self.foreign = statistics, foreign
-        self.trial, self.index = trial, index
+        self.trial, self.index, self.pause = trial, index, pause
         self.found: dict[int, Columns] = {}
         self._z = torch.empty(0)
 
@@ -189,7 +195,9 @@ class _LayerWriter:
         keys = self.statistics.whitening.key(z)
         asks = torch.tensor([self.taught.asks(at) for at in self.wanted], dtype=torch.bool)
         targets = torch.tensor([self.taught.target(at) for at in self.wanted])
-        thresholds = thresholds_of(keys, targets, asks, self.statistics, self.foreign, self.config)
+        thresholds = thresholds_of(
+            keys, targets, asks, self.statistics, self.foreign, self.config, self.pause
+        )
         weights = torch.tensor([self.taught.surprise[at] for at in self.wanted])
         specific = thresholds <= self.config.max_threshold
         reach = thresholds.clamp(min=self.config.merge)
@@ -204,6 +212,7 @@ def thresholds_of(
     statistics: LayerStatistics,
     foreign: Tensor,
     config: PlasticityConfig,
+    pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """The leak check: each column's threshold `[n]` clears every foreign key and every reference key.
 
@@ -212,12 +221,16 @@ def thresholds_of(
     """
     nearest = keys.new_full((len(keys),), -1.0)
     if len(keys) and len(statistics.reference):
-        alike = keys @ statistics.reference.T
-        own = (alike >= config.same_question) & asks[:, None]
-        own |= targets[:, None] == statistics.following
-        nearest = alike.masked_fill(own, -1.0).max(dim=1).values
+        for block, following in zip(
+            statistics.reference.split(BLOCK), statistics.following.split(BLOCK), strict=True
+        ):
+            alike = keys @ block.T
+            own = (alike >= config.same_question) & asks[:, None]
+            own |= targets[:, None] == following
+            nearest = torch.maximum(nearest, alike.masked_fill_(own, -1.0).amax(dim=1))
+            pause()
     if len(keys) and len(foreign):
-        nearest = torch.maximum(nearest, (keys @ foreign.T).max(dim=1).values)
+        nearest = torch.maximum(nearest, (keys @ foreign.T).amax(dim=1))
     return (nearest + config.margin).clamp(min=config.threshold)
 
 

@@ -5,14 +5,14 @@ locality set alone, is returned. Nothing here publishes, and nothing touches the
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from npt_core.bank import Bank, FactWeights
 from npt_core.consolidation.calibration import Calibration, PlasticityConfig
@@ -102,6 +102,16 @@ class Consolidator:
         self.model = private_copy(model)
         self.template = template
         self.calibration = calibration
+        self._pause: Callable[[], None] = lambda: None
+
+    def give_way(self, pause: Callable[[], None]) -> None:
+        """From now on `pause` is called between pieces of a few milliseconds: before each linear map,
+        which are nearly all of a forward's time, and between parts of the leak check.
+        """
+        self._pause = pause
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda *_: self._pause())
 
     @property
     def config(self) -> PlasticityConfig:
@@ -280,7 +290,7 @@ class Consolidator:
             return modulation_weights(self.model, self.template, request)
         taught = lesson(self.model, study.training, study.teacher, config.layers)
         foreign = self._foreign_keys(request, config, study)
-        weights = write(self.model, self.calibration, config, taught, foreign)
+        weights = write(self.model, self.calibration, config, taught, foreign, self._pause)
         if config.refine_steps:
             whitening = self.calibration.whitening
             weights = refine(self.model, whitening, weights, study.training, config.refine_steps)

@@ -1,6 +1,5 @@
 """The engine: token ids in, token ids out, each request at one weights version."""
 
-from npt_core.engine.background import give_way
 from npt_core.engine.config import EngineConfig
 from npt_core.engine.engine import Engine, StepRunner
 from npt_core.engine.errors import (
@@ -44,5 +43,4 @@ __all__ = [
     "UnsupportedModel",
     "VersionNotFound",
     "alone",
-    "give_way",
 ]

@@ -23,49 +23,42 @@ class KeyValues:
         self._kv_heads, self._width = kv_heads, width
         # Zeros, because a masked score is multiplied with whatever is here. Untouched memory of
         # a fresh allocation is not resident, so unused pages cost nothing.
-        self._keys = [like.new_zeros(slots, kv_heads, width) for _ in range(layers)]
-        self._values = [like.new_zeros(slots, kv_heads, width) for _ in range(layers)]
+        shape = (slots, kv_heads, width)
+        self._slots = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
+        # The same as attention reads them, `[1, kv_heads, slots, head_dim]`.
+        self._heads = [tuple(part.transpose(0, 1)[None] for part in both) for both in self._slots]
 
     @property
     def page_bytes(self) -> int:
         """Bytes that one page takes in all layers."""
-        return 2 * len(self._keys) * PAGE * self._keys[0][0].numel() * self._keys[0].element_size()
+        keys, values = self._slots[0]
+        return len(self._slots) * PAGE * (keys[0].nbytes + values[0].nbytes)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys and values `[rows, kv_heads, head_dim]` into `slots` `[rows]`."""
-        self._keys[layer].index_copy_(0, slots, keys)
-        self._values[layer].index_copy_(0, slots, values)
+        for memory, new in zip(self._slots[layer], (keys, values), strict=True):
+            memory.index_copy_(0, slots, new)
 
     def attend(
         self, layer: int, batch: Batch, masks: list[Tensor | None], queries: Tensor, scale: float
     ) -> Tensor:
         """Attention of `queries` `[rows, heads, head_dim]`; `[rows, heads * head_dim]`."""
-        keys, values = self._keys[layer], self._values[layer]
+        # Heads that share keys are further queries of one head: keys are not repeated.
+        grouped = queries.view(-1, self._kv_heads, self._groups, self._width)
         outputs = []
         for segment, mask in zip(batch.segments, masks, strict=True):
-            slots, length = segment.slots, segment.length
-            if isinstance(slots, int):
-                k, v = keys.narrow(0, slots, length), values.narrow(0, slots, length)
-            else:
-                slots = slots.to(keys.device)
-                k, v = keys.index_select(0, slots), values.index_select(0, slots)
-            q = queries.narrow(0, segment.first, segment.rows)
-            k, v = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
-            outputs.append(self._one(q, k, v, mask, scale))
+            k, v = (_read(memory, segment) for memory in self._heads[layer])
+            q = grouped.narrow(0, segment.first, segment.rows)
+            if segment.rows > 1:
+                q = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, -1, self._width)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            if segment.rows > 1:
+                mixed = mixed.view(self._kv_heads, self._groups, segment.rows, self._width).permute(
+                    2, 0, 1, 3
+                )
+            outputs.append(mixed)
         outputs += outputs[-1:] * batch.copies
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-    def _one(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """`q` `[rows, heads, head_dim]`, `k`, `v` `[1, kv_heads, length, head_dim]`.
-
-        Heads that share keys are further queries of one head: keys are not repeated.
-        """
-        rows = q.shape[0]
-        q = q.view(rows, self._kv_heads, self._groups, self._width).permute(1, 2, 0, 3)
-        q = q.reshape(1, self._kv_heads, self._groups * rows, self._width)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        mixed = mixed.view(self._kv_heads, self._groups, rows, self._width)
-        return mixed.permute(2, 0, 1, 3).reshape(rows, -1)
+        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(queries.shape[0], -1)
 
     def mask(self, segment: Segment, like: Tensor) -> Tensor | None:
         """What is added to the scores `[groups * rows, length]` of a segment; None where it sees all."""
@@ -76,3 +69,11 @@ class KeyValues:
         hidden = seen[None] > position[:, None]
         blank = like.new_zeros(segment.rows, segment.length).masked_fill_(hidden, float("-inf"))
         return blank.repeat(self._groups, 1)
+
+
+def _read(memory: Tensor, segment: Segment) -> Tensor:
+    """`[1, kv_heads, length, head_dim]` of a segment: where it lies, or copied from apart."""
+    slots = segment.slots
+    if isinstance(slots, int):
+        return memory.narrow(2, slots, segment.length)
+    return memory.index_select(2, slots.to(memory.device))

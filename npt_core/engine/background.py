@@ -10,10 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from greenlet import getcurrent, greenlet
-from torch import nn
 
 T = TypeVar("T")
 
@@ -90,14 +89,3 @@ class Background:
         self._running.switch()
         if self._running.dead:
             self._running = None
-
-
-def give_way(model: nn.Module, pause: Callable[[], None]) -> None:
-    """`pause` is called before every linear map of `model`: they are nearly all of a forward's time."""
-
-    def before(_module: nn.Module, _inputs: Any) -> None:
-        pause()
-
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(before)

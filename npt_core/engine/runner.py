@@ -16,7 +16,6 @@ from npt_core.engine.batch import Batch
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, LayerWeights, ModelWeights
-from npt_core.layers import Modulation
 
 
 class Runner:
@@ -101,11 +100,6 @@ def _mlp(layer: LayerWeights, n: Tensor, a: Tensor, batch: Batch) -> Tensor:
     g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
     if plastic is not None:
         g = plastic.gate(n[:, None], g[:, None], batch.versions)[:, 0]
-    if layer.low is not None and layer.modulate is not None:
-        parts = layer.modulate(layer.low(a)).split(layer.modulate.widths, -1)
-        add = parts[0] if layer.additive else None
-        mult = parts[-1] if layer.multiplicative else None
-        g = Modulation(add, mult).apply(g, batch.scales)
-    z = layer.activation(g) * up
+    z = layer.activation(layer.modulated(g, a, batch.scales)).mul_(up)
     y = layer.down(z)
     return y if plastic is None else plastic.down(z[:, None], y[:, None], batch.versions)[:, 0]

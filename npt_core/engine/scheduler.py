@@ -13,6 +13,9 @@ from npt_core.engine.page_table import PAGE, PageTable, pages_for
 from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.sequence import Sequence, Span
 
+EVICTIONS = 2
+"""Pages that the cache may lose for each page of a run: prompts that end beside each other free one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -124,7 +127,7 @@ class Scheduler:
         most = pages_for(sequence.limit) - len(pages)
         needed = sequence.pages_needed - len(pages)
         # Keys and values that lie in one piece are read without a copy.
-        pages += self._pages.take_run(most) or self._pages.take_run(needed)
+        pages += self._take_run(most) or self._pages.take_run(needed)
         while len(pages) < sequence.pages_needed:
             page = self._take(pages[-1] if pages else None)
             if page is None:
@@ -149,6 +152,15 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
+
+    def _take_run(self, count: int) -> list[int]:
+        """`count` pages in a row, if need be where prompts were that nobody asked for lately."""
+        run = self._pages.take_run(count)
+        for _ in range(EVICTIONS * count):
+            if run or not self._cache.evict():
+                break
+            run = self._pages.take_run(count)
+        return run
 
     def _take(self, after: int | None) -> int | None:
         page = self._pages.take(after)

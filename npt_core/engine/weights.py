@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npt_core.layers import Modulation
+
 MIN_ROWS, MAX_ROWS = 2, 128
 """Rows of one product. For one row MKL takes another kernel, and from about 200 on it splits the
 sum over the inputs between its threads: both would round differently.
@@ -50,17 +52,18 @@ class Fused:
         """The originals."""
         return [p for linear in self._linears for p in linear.parameters()]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results."""
-        rows = x.shape[0]
-        if rows <= MAX_ROWS or x.is_cuda:
-            return self._product(x)
-        return torch.cat([self._product(part) for part in x.chunk(-(-rows // MAX_ROWS))])
+    def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results.
 
-    def _product(self, x: Tensor) -> Tensor:
-        if self._bias is None:
-            return torch.mm(x, self._matrix)
-        return torch.addmm(self._bias, x, self._matrix)
+        `shift` `[out]` is added where the maps have no bias.
+        """
+        rows, bias = x.shape[0], shift if self._bias is None else self._bias
+        if rows <= MAX_ROWS or x.is_cuda:
+            return self._product(x, bias)
+        return torch.cat([self._product(part, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.mm(x, self._matrix) if bias is None else torch.addmm(bias, x, self._matrix)
 
 
 class Norm:
@@ -95,6 +98,24 @@ class LayerWeights:
         self.modulate: Fused | None = Fused(heads) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
+        # Makes `modulate` give `1 + mult` where the scale is 1: one pass over the gate less.
+        self.unit = (
+            torch.cat([h.weight.new_full((h.out_features,), h is adapter.B_mult) for h in heads])
+            if heads
+            else None
+        )
+
+    def modulated(self, g: Tensor, a: Tensor, scales: float | Tensor | None) -> Tensor:
+        """The gate `g` `[rows, d_ffn]` under the attention output `a` `[rows, d]`."""
+        if self.low is None or self.modulate is None:
+            return g
+        parts = self.modulate(self.low(a), self.unit if scales is None else None).split(
+            self.modulate.widths, -1
+        )
+        add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None
+        if scales is not None or mult is None:
+            return Modulation(add, mult).apply(g, scales)
+        return g * mult if add is None else torch.addcmul(add, g, mult)
 
     @property
     def fused(self) -> list[Fused]:

@@ -119,6 +119,9 @@ class FakeConsolidator:
         self.pause: Callable[[], None] = lambda: None
         self.requests: list[WriteRequest] = []
 
+    def give_way(self, pause: Callable[[], None], /) -> None:
+        self.pause = pause
+
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         self.requests.append(request)
         self.entered.release()
@@ -144,9 +147,6 @@ class FakeRuntime:
 
     def runner(self, _num_pages: int, /) -> FakeModel:
         return self.model
-
-    def give_way(self, pause: Callable[[], None], /) -> None:
-        self.consolidator.pause = pause
 
 
 def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:

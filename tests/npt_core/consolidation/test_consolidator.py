@@ -22,6 +22,7 @@ from npt_core.consolidation import (
     WriteRequest,
 )
 from npt_core.consolidation.consolidator import ATTEMPTS, READINGS
+from npt_core.consolidation.states import run
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.tiny import FACT, QUESTION, calibrated, new_npt, plain_template
 
@@ -212,3 +213,12 @@ def test_one_wrong_request_does_not_stop_the_others(
     assert outcomes[0] is outcomes[2] is WRITTEN
     assert isinstance(outcomes[1], InvalidRequest)
     assert consolidator.consolidate_all([]) == []
+
+
+def test_pauses_between_pieces_change_nothing(consolidator: Consolidator) -> None:
+    before = run(consolidator.model, [[5, 6, 7]], ()).logits
+    pauses = list[int]()
+    consolidator.give_way(lambda: pauses.append(1))
+    assert torch.equal(run(consolidator.model, [[5, 6, 7]], ()).logits, before)
+    linear_maps = sum(isinstance(module, torch.nn.Linear) for module in consolidator.model.modules())
+    assert len(pauses) == linear_maps

@@ -3,9 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
 
-from npt_core.engine import Engine, EngineClosed, EngineConfig, GenerationRequest, SamplingParams, give_way
+from npt_core.engine import Engine, EngineClosed, EngineConfig, GenerationRequest, SamplingParams
 from npt_core.engine.background import Background
 from tests.npt_core.engine.fakes import CountingRunner
 
@@ -110,14 +109,6 @@ def test_a_job_keeps_its_own_gradient_mode_and_does_not_lend_it() -> None:
             assert not torch.is_grad_enabled()
         background.advance(busy=False)
         assert outcome.result(0) == (True, False)
-
-
-def test_every_linear_map_gives_way() -> None:
-    calls = list[int]()
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
-    give_way(model, lambda: calls.append(1))
-    model(torch.zeros(1, 3))
-    assert len(calls) == 2
 
 
 def test_work_is_computed_on_the_thread_of_the_engine(engine: Engine) -> None:
