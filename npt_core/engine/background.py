@@ -15,6 +15,10 @@ from typing import TypeVar
 from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
+FORGETTING = 0.98
+"""With each step, and each piece, the slowest so far counts so much of what it did."""
+SAVINGS = 20
+"""What may be saved up for short steps, in shares of a slow one."""
 
 
 class Background:
@@ -32,6 +36,8 @@ class Background:
         self._running: greenlet | None = None
         self._steps = getcurrent()  # where `advance` was called
         self._credit = 0.0
+        self._last = self._slowest = 0.0  # seconds of the last step, and of the slowest lately
+        self._piece, self._begun = 0.0, 0.0  # seconds of the longest piece lately; when this one began
         self._deadline: float | None = None
 
     @property
@@ -59,22 +65,44 @@ class Background:
         running = self._running
         if running is None or getcurrent() is not running:
             return
-        if self._due() if self._deadline is None else time.perf_counter() >= self._deadline:
+        if self._deadline is None:
+            leave = self._due()
+        else:
+            now = time.perf_counter()
+            self._piece = max(now - self._begun, FORGETTING * self._piece)
+            leave = now + self._piece > self._deadline
+        if leave:
             self._steps.switch()
+        self._begun = time.perf_counter()
 
     def earn(self, step_seconds: float) -> None:
         """A step took so long: pieces may take their share of it."""
-        # What is not used does not add up: a burst of pieces would delay a token.
-        self._credit = min(self._credit, 0.0) + step_seconds * self._allowance
+        self._last = step_seconds
+        self._slowest = max(step_seconds, FORGETTING * self._slowest)
+        saved = self._credit if self.pending else min(self._credit, 0.0)
+        self._credit = saved + self._allowance * step_seconds
 
     def advance(self, busy: bool) -> None:
-        """Compute pieces: beside steps, while `busy`, as many as were earned; otherwise until one is due."""
-        if not self.pending or (busy and self._credit <= 0):
+        """Compute pieces: while `busy` beside steps as many as were earned, otherwise until one is due.
+
+        Pieces wait for short steps, which with them take no longer than long ones without: what is
+        noticed of writing is the share it takes, and hardly in the slowest tokens. Where all steps are
+        alike, savings run over and are spent at once.
+        """
+        if not self.pending:
+            return
+        if not busy:
+            self._deadline, self._credit = None, 0.0
+            self._resume()
+            return
+        savings = SAVINGS * self._allowance * self._slowest
+        room = min(self._credit, self._slowest - self._last)
+        if self._credit <= savings and room < self._piece:
             return
         begin = time.perf_counter()
-        self._deadline = begin + self._credit if busy else None
+        self._deadline = begin + max(room, self._credit - savings)
         self._resume()
-        self._credit = self._credit - (time.perf_counter() - begin) if busy else 0.0
+        self._credit -= time.perf_counter() - begin
 
     def finish(self) -> None:
         """Compute every job to its end."""
@@ -86,6 +114,7 @@ class Background:
         if self._running is None:
             self._running = greenlet(self._jobs.popleft())
         self._steps = getcurrent()
+        self._begun = time.perf_counter()
         self._running.switch()
         if self._running.dead:
             self._running = None
