@@ -72,10 +72,26 @@ class Norm:
     def __init__(self, module: Any) -> None:
         self._weight: Tensor = module.weight
         self._epsilon: float = module.variance_epsilon
-        self._shape = (self._weight.shape[0],)
+        self.load()
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copy the weight as it is now."""
+        width = self._weight.shape[0]
+        self._gain = self._weight * width**0.5
+        self._floor = self._weight.new_tensor((width * self._epsilon) ** 0.5, dtype=torch.float32)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The originals."""
+        return [self._weight]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self._shape, self._weight, self._epsilon)
+        if x.is_cuda:
+            return F.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+        # x / sqrt(|x|^2 + d eps) sqrt(d) w: the same, in calls that take a tenth of its time on a CPU.
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x / torch.hypot(length, self._floor)).to(x.dtype) * self._gain
 
 
 class LayerWeights:
@@ -118,8 +134,10 @@ class LayerWeights:
         return g * mult if add is None else torch.addcmul(add, g, mult)
 
     @property
-    def fused(self) -> list[Fused]:
-        parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate)
+    def copies(self) -> list[Fused | Norm]:
+        """What must be loaded again where the model's weights were changed in place."""
+        norms = [self.input_norm, self.mlp_norm]
+        parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate, *norms)
         return [part for part in parts if part is not None]
 
 
@@ -133,15 +151,15 @@ class ModelWeights:
         self.norm = Norm(core.norm)
         self.head = Fused([model.lm_head])
         self.cos, self.sin = _rotary_tables(core.rotary_emb, positions, self.embedding)
-        self._fused = [self.head, *(part for layer in self.layers for part in layer.fused)]
-        self._parameters = [p for part in self._fused for p in part.parameters]
+        self._copies = [self.head, self.norm, *(part for layer in self.layers for part in layer.copies)]
+        self._parameters = [p for part in self._copies for p in part.parameters]
         self._stamp = self._stamps()
 
     def refresh(self) -> None:
         """Copy again what was changed in place since it was copied."""
         stamp = self._stamps()
         if stamp != self._stamp:
-            for part in self._fused:
+            for part in self._copies:
                 part.load()
             self._stamp = stamp
 
