@@ -14,11 +14,12 @@ SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" 
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
-.PHONY: help serve serve-command test lint types imports format openapi lock clean
+.PHONY: help serve serve-command test stress lint types imports format openapi lock clean
 
 help:
 	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
 	@echo 'make test     lint, types, imports, tests (ARGS="-k name" reaches pytest)'
+	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
 	@echo 'make lint     ruff: rules and format'
 	@echo 'make format   let ruff repair what it can'
 	@echo 'make types    mypy, strict'
@@ -35,6 +36,10 @@ serve-command:
 
 test: lint types imports
 	$(BIN)/python -m pytest $(ARGS)
+
+stress: $(DEV)
+	$(BIN)/python -m pytest --stress --timeout=1800 tests/npt_core/engine tests/reference/test_oracles.py \
+	    tests/service/test_pressure.py $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -18,6 +18,10 @@ from torch.nn import functional as F
 Site = Literal["gate_proj", "down_proj"]
 ALIVE = torch.iinfo(torch.int64).max
 """`died` of a row that nothing has retracted."""
+BLOCK = 128
+"""Tokens of one product with factors, always: with any other number the sums round differently,
+and an answer would depend on who else is answered.
+"""
 
 
 class BankError(Exception):
@@ -221,7 +225,10 @@ def _update(table: _Rows, x: Tensor, version: int) -> Tensor:
     """
     seen = table.visible(version)
     left, right = (part if seen.all() else part[seen] for part in table.parts)
-    return (x.float() @ right.T) @ left
+    tokens = x.float().reshape(-1, x.shape[-1])
+    full = (F.pad(block, (0, 0, 0, BLOCK - len(block))) for block in tokens.split(BLOCK))
+    update = torch.cat([(block @ right.T) @ left for block in full])[: len(tokens)]
+    return update.view(*x.shape[:-1], -1)
 
 
 class Bank:

@@ -35,6 +35,17 @@ TINY: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stress", action="store_true", help="the long forms of the tests that have one")
+
+
+@pytest.fixture(scope="session")
+def stress(request: pytest.FixtureRequest) -> bool:
+    """Whether a test is to take its long form: minutes instead of seconds."""
+    return bool(request.config.getoption("--stress"))
+
+
 MakeLlama = Callable[..., LlamaForCausalLM]
 
 

@@ -121,8 +121,9 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise EngineClosed
-            idle = self._config.max_running - self.running
-            if self.waiting + n > self._config.queue_size + idle:
+            # Not `running` and `waiting`: between reading the two, sequences pass from one to the other.
+            open_sequences = len(self._inbox) + len(self._samplers)
+            if open_sequences + n > self._config.queue_size + self._config.max_running:
                 raise QueueFull(self._config.queue_size)
             stream = Stream(n, self._pin(request.weights_version))
             self._inbox += self._sequences(request, stream)

@@ -309,3 +309,14 @@ def test_a_reader_with_a_pinned_version_sees_the_same_while_facts_are_published(
     stop.set()
     reader.join()
     assert not wrong
+
+
+def test_a_token_gets_the_same_bits_of_factors_whatever_stands_beside_it() -> None:
+    d_ffn, d = 960, 320  # at these widths MKL takes other kernels for other numbers of rows
+    layer = PlasticLayer(d, d_ffn, None, torch.zeros(1))
+    factors = layer.factors["down_proj"].extended([noise(1, 3, d), noise(2, 3, d_ffn)], 0, 1)
+    layer.factors["down_proj"], layer.newest = factors, 1
+    z, y = noise(3, 300, 1, d_ffn), torch.zeros(300, 1, d)
+    together = layer.down(z, y, 1)
+    for rows in (1, 2, 7, 16, 100, 128, 129):
+        assert torch.equal(layer.down(z[:rows], y[:rows], 1), together[:rows])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npt_core.engine import Span
+from npt_core.engine import Sequence, Span
+from npt_core.engine.page_table import PAGE
 
 VOCAB = 64
 
@@ -49,3 +50,35 @@ class BrokenRunner(CountingRunner):
         if self.calls:
             raise RuntimeError("out of memory")
         return super().run(spans)
+
+
+class RememberingRunner(CountingRunner):
+    """Writes what it reads into its pages, and answers from what it finds there: see `after`."""
+
+    def __init__(self, gate: threading.Semaphore | None, num_pages: int) -> None:
+        super().__init__(gate, num_pages * PAGE, num_pages)
+        self.memory: dict[int, tuple[Any, int]] = {}
+
+    def run(self, spans: Seq[Span], /) -> Tensor:
+        self.entered.release()
+        if self.gate is not None:
+            self.gate.acquire()
+        for span in spans:
+            for position in range(span.start, span.end):
+                root, token = span.sequence.cache_root, span.sequence.tokens[position]
+                self.memory[_slot(span.sequence, position)] = (root, token)
+        sampling = [span for span in spans if span.samples]
+        logits = torch.zeros(len(sampling), VOCAB)
+        for row, span in enumerate(sampling):
+            found = [self.memory[_slot(span.sequence, position)] for position in range(span.end)]
+            logits[row, after(found)] = 10.0
+        return logits
+
+
+def after(known: Seq[tuple[Any, int]]) -> int:
+    """The token after `known`: for each position what it was computed under, and its token."""
+    return hash(tuple(known)) % VOCAB
+
+
+def _slot(sequence: Sequence, position: int) -> int:
+    return sequence.pages[position // PAGE] * PAGE + position % PAGE

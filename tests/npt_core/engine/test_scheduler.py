@@ -56,8 +56,10 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def step(self) -> None:
+        held = [sequence for sequence in self.open if sequence.pages]
         spans = self.scheduler.plan()
         assert spans, "somebody waits and nobody runs"
+        self._check_fairness(held, {span.sequence for span in spans})
         assert len({span.sequence for span in spans}) == len(spans)
         for span in spans:
             sequence = span.sequence
@@ -97,6 +99,20 @@ class Traffic(RuleBasedStateMachine):
             self.step()
         assert not self.open, "somebody never ends"
         assert self.pages.free + self.cache.evictable == PAGES
+
+    def _check_fairness(self, held: list[Sequence], planned: set[Sequence]) -> None:
+        """Who came first goes on in every step; nobody is overtaken, and who gives way came last."""
+        runs = [sequence for sequence in self.open if sequence.pages]
+        assert min(runs, key=lambda s: s.arrival) in planned
+        started = [sequence.arrival for sequence in runs if sequence not in held]
+        for sequence in self.open:
+            awaits = sequence.leader is not None and sequence.leader.prefilling
+            if not sequence.pages and not awaits:
+                assert all(sequence.arrival > arrival for arrival in started), "overtaken"
+        kept = [sequence.arrival for sequence in runs if sequence in held]
+        for sequence in held:
+            if not sequence.pages:
+                assert all(sequence.arrival > arrival for arrival in kept), "gave way to a later one"
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         return sequence.pages[position // PAGE] * PAGE + position % PAGE

@@ -1,0 +1,46 @@
+"""What is alive in this process: counted before and after, so that a leak has a number."""
+
+import gc
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from npt_core.engine import Engine, Sequence, Stream
+from npt_core.engine.page_table import PageTable
+from npt_core.engine.sampler import Sampler
+
+STATM = Path("/proc/self/statm")
+
+
+def resident_bytes(statm: Path = STATM) -> int:
+    """Memory of a process that is in use now (not its peak)."""
+    if not statm.exists():
+        pytest.skip("resident memory is read from /proc")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def alive() -> Counter[str]:
+    """Threads, and objects of requests that somebody still holds."""
+    gc.collect()
+    kinds = (Sequence, Stream, Sampler)
+    found = Counter(type(each).__name__ for each in gc.get_objects() if type(each) in kinds)
+    found["threads"] = threading.active_count()
+    return found
+
+
+def unused(pages: PageTable, engine: Engine) -> bool:
+    """Whether nobody but the prefix cache holds a page, and no page twice."""
+    held = [pages.references(page) for page in range(pages.size)]
+    return sum(held) == len(engine.prefix_cache) == pages.size - pages.free and max(held) <= 1
+
+
+def is_idle(engine: Engine) -> bool:
+    """Whether an engine has forgotten everybody it answered."""
+    return (
+        (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0.0)
+        and not engine._samplers
+        and unused(engine.pages, engine)
+    )

@@ -1,0 +1,201 @@
+"""A request at version v is answered as by a process that knows what v knows and nothing else,
+through writes, retractions, rollbacks and other requests in any order.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from npt_core.bank import Bank, Columns, Factors, FactWeights, Whitening
+from npt_core.engine import (
+    Engine,
+    EngineConfig,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    Runner,
+    SamplingParams,
+    Stream,
+    TokenEvent,
+)
+from npt_core.model import NPTForCausalLM
+from tests.npt_core.engine.test_runner import wide
+from tests.npt_core.engine.test_versions import NAMES, noise
+from tests.npt_core.tiny import shared_npt
+
+Alive = frozenset[str]
+Prompt = tuple[int, ...]
+NOTHING: Alive = frozenset()
+PROMPTS = [
+    tuple(random.Random(length).randrange(3, 400) for _ in range(length)) for length in (1, 5, 16, 17, 33, 60)
+]
+NEW = SamplingParams(max_new_tokens=8, logprobs=0)
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, and columns that fire on a good part of all tokens at `threshold`.
+
+    At small widths MKL rounds a row by its company: there, `tolerance` is for log-probabilities.
+    """
+
+    model: Callable[[], NPTForCausalLM]
+    key_width: int
+    threshold: float
+    tolerance: float
+
+    def new_bank(self, pages: int) -> tuple[Bank, Runner]:
+        shared = self.model()
+        model = copy.deepcopy(shared, {id(p): p for p in shared.parameters()})
+        d_ffn = model.config.intermediate_size
+        whitening = {i: Whitening(noise(i, d_ffn) / 10, noise(10 + i, d_ffn, self.key_width)) for i in (0, 1)}
+        return Bank(model, whitening).attach(), Runner(model, pages)
+
+    @cache  # noqa: B019  (there are two worlds)
+    def fact(self, name: str) -> FactWeights:
+        """Columns in both layers; one fact in two has factors, too."""
+        seed, config = 1000 * ord(name), self.model().config
+        d, d_ffn = config.hidden_size, config.intermediate_size
+        columns = {
+            i: Columns(
+                F.normalize(noise(seed + i, 3, self.key_width), dim=-1),
+                3 * noise(seed + 2 + i, 3, d),
+                torch.full((3,), self.threshold),
+                noise(seed + 4 + i, 3, d_ffn),
+            )
+            for i in (0, 1)
+        }
+        if NAMES.index(name) % 2:
+            return FactWeights(columns)
+        gate = Factors(noise(seed + 6, 2, d_ffn) / 4, noise(seed + 7, 2, d) / 4)
+        down = Factors(noise(seed + 8, 2, d) / 4, noise(seed + 9, 2, d_ffn) / 4)
+        return FactWeights(columns, {(0, "gate_proj"): gate, (1, "down_proj"): down})
+
+
+WORLDS = {
+    "tiny": World(shared_npt, 8, 0.5, 1e-3),
+    "wide": World(cache(wide), 64, 0.2, 0.0),
+}
+
+
+@cache
+def fresh(world: World, alive: Alive, prompt: Prompt) -> list[Event]:
+    """A process that holds these facts, never had others, and answers nobody else."""
+    bank, runner = world.new_bank(16)
+    if alive:
+        bank.publish(1, {name: world.fact(name) for name in sorted(alive)})
+    engine = Engine(runner, bank, (), EngineConfig(max_running=1))
+    answer = list(engine.submit(GenerationRequest(prompt, NEW)))
+    engine.close()
+    return answer
+
+
+def tokens(events: list[Event]) -> tuple[int, ...]:
+    return tuple(event.token_id for event in events if isinstance(event, TokenEvent))
+
+
+def logprobs(events: list[Event]) -> list[float | None]:
+    return [event.logprob for event in events if isinstance(event, TokenEvent)]
+
+
+@dataclass
+class Interleaving:
+    """One bank and one engine under a random sequence of moves."""
+
+    world: World
+    draw: random.Random
+    history: list[Alive] = field(default_factory=lambda: [NOTHING])
+    asked: list[tuple[Stream, Alive, Prompt]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # 16 pages do not hold four of the longest prompts: sequences are preempted.
+        self.bank, runner = self.world.new_bank(self.draw.choice([16, 64]))
+        config = EngineConfig(
+            max_running=self.draw.choice([2, 6]),
+            batch_tokens=self.draw.choice([16, 48, 128]),
+            prefix_cache=self.draw.random() < 0.8,
+        )
+        self.engine = Engine(runner, self.bank, (), config)
+
+    def move(self) -> None:
+        moves = [self.write, self.retract, self.roll_back, self.read, self.leave]
+        self.draw.choices(moves, [3, 2, 1, 8, 1])[0]()
+
+    def write(self) -> None:
+        absent = sorted(set(NAMES) - self.history[-1])
+        if absent:
+            self._publish(self.history[-1] | set(self.draw.sample(absent, self.draw.randint(1, len(absent)))))
+
+    def retract(self) -> None:
+        alive = sorted(self.history[-1])
+        if alive:
+            self._publish(self.history[-1] - {self.draw.choice(alive)})
+
+    def roll_back(self) -> None:
+        self._publish(self.draw.choice(self.history))
+
+    def read(self) -> None:
+        version = self.draw.choice([None, self.draw.randrange(len(self.history))])
+        prompt = self.draw.choice(PROMPTS)
+        stream = self.engine.submit(GenerationRequest(prompt, NEW, version))
+        pinned = len(self.history) - 1 if version is None else version
+        assert stream.weights_version == pinned
+        self.asked.append((stream, self.history[pinned], prompt))
+
+    def leave(self) -> None:
+        """A client that stops listening: its place and pages go to others."""
+        if self.asked:
+            self.draw.choice(self.asked)[0].cancel()
+
+    def settle(self) -> set[tuple[Alive, Prompt]]:
+        """Compare every answer, those that were cancelled as far as they came. What was compared."""
+        for stream, alive, prompt in self.asked:
+            *events, end = stream
+            assert isinstance(end, FinishEvent)
+            expected = fresh(self.world, alive, prompt)[:-1]
+            if stream.is_cancelled(0):
+                expected = expected[: len(events)]
+            assert tokens(events) == tokens(expected), (sorted(alive), len(prompt))
+            assert logprobs(events) == pytest.approx(logprobs(expected), rel=0, abs=self.world.tolerance)
+        self.engine.close()
+        return {(alive, prompt) for _, alive, prompt in self.asked}
+
+    def _publish(self, then: Alive) -> None:
+        alive = self.history[-1]
+        births = {name: self.world.fact(name) for name in sorted(then - alive)}
+        self.bank.publish(len(self.history), births, sorted(alive - then))
+        self.history.append(then)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_fact_changes_an_answer_and_sets_of_facts_differ(name: str) -> None:
+    """Otherwise the comparisons below would say nothing."""
+    world = WORLDS[name]
+    for fact in NAMES:
+        changed = [
+            tokens(fresh(world, frozenset(fact), p)) != tokens(fresh(world, NOTHING, p)) for p in PROMPTS
+        ]
+        assert any(changed), fact
+    sets = [NOTHING, *(frozenset(NAMES[:count]) for count in range(1, len(NAMES) + 1))]
+    assert len({tuple(tokens(fresh(world, alive, p)) for p in PROMPTS) for alive in sets}) == len(sets)
+
+
+@pytest.mark.parametrize(("name", "few", "many"), [("tiny", 20, 500), ("wide", 5, 500)])
+def test_answers_are_those_of_fresh_processes_through_random_interleavings(
+    stress: bool, name: str, few: int, many: int
+) -> None:
+    world, compared = WORLDS[name], set()
+    for seed in range(many if stress else few):
+        interleaving = Interleaving(world, random.Random(seed))
+        for _ in range(40):
+            interleaving.move()
+        compared |= interleaving.settle()
+    assert len({tokens(fresh(world, alive, prompt)) for alive, prompt in compared}) > len(compared) / 3
