@@ -1,0 +1,52 @@
+"""What one layer's MLP adds at a version; the `mlp.plastic` of the model."""
+
+import torch
+from torch import Tensor
+
+from npt_core.bank.factors import FactorTable
+from npt_core.bank.matching import ColumnTable, Whitening
+from npt_core.bank.vector import Vector
+from npt_core.bank.weights import Site
+
+
+class PlasticLayer:
+    """The columns and factors of one layer, and the version a reader gets who asks for none."""
+
+    def __init__(self, d_model: int, d_ffn: int, whitening: Whitening | None, like: Tensor) -> None:
+        self.whitening = whitening
+        width = 0 if whitening is None else whitening.projection.shape[1]
+
+        def none(*row: int, transposed: bool = False) -> Vector:
+            return Vector.of(like.new_zeros(0, *row, dtype=torch.float32), transposed)
+
+        self.columns = ColumnTable.of((none(width, transposed=True), none(d_model), none()))
+        self.factors: dict[Site, FactorTable] = {
+            "gate_proj": FactorTable.of((none(d_ffn), none(d_model))),
+            "down_proj": FactorTable.of((none(d_model), none(d_ffn))),
+        }
+        self.newest = 0
+
+    def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`g` `[B, T, d_ffn]` with the visible gate factors applied to `n` `[B, T, d]`."""
+        return self._with_factors("gate_proj", n, g, weights_version)
+
+    def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`y` `[B, T, d]` with visible factors, and the best visible column that fires on `z`."""
+        y = self._with_factors("down_proj", z, y, weights_version)
+        table, whitening = self.columns, self.whitening
+        if not len(table) or whitening is None:
+            return y
+        version = self.newest if weights_version is None else weights_version
+        if not isinstance(version, Tensor) and not table.born_by(version):
+            return y
+        # Which column fires is no function to differentiate; what it adds is.
+        key = whitening.key(z.detach().flatten(0, -2))
+        if isinstance(version, Tensor):
+            version = version.to(key.device).repeat_interleave(len(key) // len(version))
+        return table.added_to(y.flatten(0, -2), key, version).view_as(y)
+
+    def _with_factors(self, site: Site, x: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        table = self.factors[site]
+        if not len(table):
+            return y
+        return table.added_to(y, x, self.newest if weights_version is None else weights_version)
