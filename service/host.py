@@ -101,12 +101,13 @@ def _assemble(settings: Settings, runtime: Runtime, ledger: Ledger, lock: Folder
             runtime.consolidator,
             metrics,
             max_pending=settings.max_pending_writes,
-            published=gate.announce,
+            published=lambda: _published(host),
         ),
         gate=gate,
         metrics=metrics,
         lock=lock,
     )
+    _published(host)
     runtime.give_way(host.engine.gate)
     _watch(host)
     return host
@@ -133,6 +134,12 @@ def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> No
             raise LedgerDamaged(path, f"version {version.version}: {error}") from error
 
 
+def _published(host: Host) -> None:
+    """There are new versions: wake who waits for them, and let go of those that are now too old."""
+    host.gate.announce()
+    host.runtime.bank.retire(host.version - host.settings.keep_versions, host.engine.oldest_pinned)
+
+
 def _watch(host: Host) -> None:
     bank, engine = host.runtime.bank, host.engine
     host.metrics.watch(
@@ -140,7 +147,7 @@ def _watch(host: Host) -> None:
             "npt_requests_running": ("Sequences being decoded.", lambda: engine.running),
             "npt_requests_waiting": ("Sequences in the queue.", lambda: engine.waiting),
             "npt_weights_version": ("The newest version.", lambda: bank.version),
-            "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version + 1),
+            "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version - bank.oldest + 1),
             "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),
             "npt_kv_cache_usage_ratio": (
                 "Share of the pages of keys and values that running sequences hold.",

@@ -1,6 +1,6 @@
 """What the service needs of the model side; `npt_core.loading.Runtime` fits these shapes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,6 +33,11 @@ class Bank(Protocol):
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def oldest(self) -> int: ...
+
+    def retire(self, oldest: int, pinned: Callable[[], int | None], /) -> None: ...
 
     def check(self, version: int, births: Mapping[str, Any], deaths: Collection[str]) -> None: ...
 

@@ -1,6 +1,6 @@
 """Publishing: which facts live at which version."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from typing import Self
 
@@ -32,6 +32,8 @@ class Bank:
         self._owners: dict[str, int] = {}
         self._alive: set[str] = set()
         self.version = 0
+        self.oldest = 0
+        """The oldest version that a new reader may ask for."""
 
     def attach(self) -> Self:
         """Makes the model read this bank; the model then serves `version` unless told otherwise."""
@@ -77,6 +79,19 @@ class Bank:
         for layer in self.layers:
             layer.newest = version
         self.version = version
+
+    def retire(self, oldest: int, pinned: Callable[[], int | None] = lambda: None) -> None:
+        """New readers may ask for no version below `oldest` any more; there is no way back.
+
+        Drops what only versions see that are below it, and below the oldest one that readers still
+        hold: `pinned` tells that, and is asked after `self.oldest` has risen, so it can tell of all
+        who were let in before.
+        """
+        self.oldest = max(self.oldest, min(oldest, self.version))
+        held = pinned()
+        needed = self.oldest if held is None else min(self.oldest, held)
+        for layer in self.layers:
+            layer.retire(needed)
 
     def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
         """Raises BankError if the version is not newer, a fact to die is not alive, one to be born is, or

@@ -6,7 +6,7 @@ from torch import Tensor
 from npt_core.bank.factors import FactorTable
 from npt_core.bank.matching import ColumnTable, Whitening
 from npt_core.bank.vector import Vector
-from npt_core.bank.weights import Site
+from npt_core.bank.weights import BankError, Site
 
 
 class PlasticLayer:
@@ -25,6 +25,7 @@ class PlasticLayer:
             "down_proj": FactorTable.of((none(d_model), none(d_ffn))),
         }
         self.newest = 0
+        self.oldest = 0
 
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
         """`g` `[B, T, d_ffn]` with the visible gate factors applied to `n` `[B, T, d]`."""
@@ -36,7 +37,7 @@ class PlasticLayer:
         table, whitening = self.columns, self.whitening
         if not len(table) or whitening is None:
             return y
-        version = self.newest if weights_version is None else weights_version
+        version = self._asked(weights_version)
         if not isinstance(version, Tensor) and not table.born_by(version):
             return y
         # Which column fires is no function to differentiate; what it adds is.
@@ -45,8 +46,25 @@ class PlasticLayer:
             version = version.to(key.device).repeat_interleave(len(key) // len(version))
         return table.added_to(y.flatten(0, -2), key, version).view_as(y)
 
+    def retire(self, oldest: int) -> None:
+        """No reader asks for a version below `oldest` any more."""
+        if oldest > self.oldest:
+            self.oldest = oldest
+            self.columns = self.columns.retained(oldest)
+            self.factors = {site: table.retained(oldest) for site, table in self.factors.items()}
+
     def _with_factors(self, site: Site, x: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
         table = self.factors[site]
         if not len(table):
             return y
-        return table.added_to(y, x, self.newest if weights_version is None else weights_version)
+        return table.added_to(y, x, self._asked(weights_version))
+
+    def _asked(self, version: int | Tensor | None) -> int | Tensor:
+        """Raises BankError for a version that was retired, where that can be seen without waiting."""
+        if version is None:
+            return self.newest
+        if self.oldest and not (isinstance(version, Tensor) and version.is_cuda):
+            least = int(version.min()) if isinstance(version, Tensor) else version
+            if least < self.oldest:
+                raise BankError(f"version {least} is retired, the oldest is {self.oldest}")
+        return version

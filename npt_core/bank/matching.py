@@ -59,7 +59,8 @@ class ColumnTable(Rows):
         if key.is_cuda:
             hit, column = self.winners(key, version)
             return torch.where(hit[:, None], y + self.parts[1].rows[column].to(y.dtype), y)
-        found = self._candidates(key, self.born_by(int(torch.as_tensor(version).max())))
+        newest = int(version.max()) if isinstance(version, Tensor) else version
+        found = self._candidates(key, self.born_by(newest))
         if not found:
             return y
         rows, columns = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -9,6 +9,7 @@ from npt_core.engine.errors import (
     InvalidSampling,
     PromptTooLong,
     QueueFull,
+    VersionGone,
     VersionNotFound,
 )
 from npt_core.engine.events import Event, FinishEvent, FinishReason, TokenEvent, TokenLogprob
@@ -43,6 +44,7 @@ __all__ = [
     "TokenEvent",
     "TokenLogprob",
     "UnsupportedModel",
+    "VersionGone",
     "VersionNotFound",
     "give_way",
 ]

@@ -13,7 +13,14 @@ from typing import Protocol
 from torch import Tensor
 
 from npt_core.engine.config import EngineConfig
-from npt_core.engine.errors import EmptyPrompt, EngineClosed, PromptTooLong, QueueFull, VersionNotFound
+from npt_core.engine.errors import (
+    EmptyPrompt,
+    EngineClosed,
+    PromptTooLong,
+    QueueFull,
+    VersionGone,
+    VersionNotFound,
+)
 from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
 from npt_core.engine.gate import Gate
 from npt_core.engine.page_table import PageTable
@@ -43,16 +50,19 @@ class StepRunner(Protocol):
 
 
 class Versioned(Protocol):
-    """What the engine needs of the bank: the newest published version."""
+    """What the engine needs of the bank: the newest published version, and the oldest that is kept."""
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def oldest(self) -> int: ...
 
 
 class Engine:
     """Answers requests on a thread of its own until it is closed.
 
-    Of `bank`, the versions 0 to `bank.version` exist.
+    Of `bank`, the versions `bank.oldest` to `bank.version` can be asked for.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class Engine:
             EmptyPrompt: there is no token to continue.
             PromptTooLong: the prompt leaves no position for a new token.
             VersionNotFound: `request.weights_version` was never published.
+            VersionGone: it is older than the bank keeps.
             QueueFull: its sequences do not all fit the queue; none was admitted.
             EngineClosed: after `close`.
         """
@@ -126,6 +137,11 @@ class Engine:
             self._inbox += self._sequences(request, stream)
             self._changed.notify()
         return stream
+
+    def oldest_pinned(self) -> int | None:
+        """The oldest version of a sequence that runs or waits. Thread-safe."""
+        with self._changed:
+            return min((s.version for s in (*self._samplers, *self._inbox)), default=None)
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Cancel everything; every stream gets its end. Waits `timeout` seconds for the step."""
@@ -146,6 +162,8 @@ class Engine:
             return newest
         if not 0 <= version <= newest:
             raise VersionNotFound(version, newest)
+        if version < self._bank.oldest:
+            raise VersionGone(version, self._bank.oldest, newest)
         return version
 
     def _sequences(self, request: GenerationRequest, stream: Stream) -> list[Sequence]:

@@ -12,6 +12,7 @@ from npt_core.model import NPTForCausalLM
 
 class Newest:
     version = 3
+    oldest = 0
 
 
 class ShiftByVersion:
