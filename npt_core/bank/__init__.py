@@ -8,8 +8,20 @@ the same rows to its last token, whatever is published meanwhile.
 """
 
 from npt_core.bank.bank import Bank
+from npt_core.bank.bases import Product, folded
 from npt_core.bank.layer import PlasticLayer
 from npt_core.bank.matching import Whitening
 from npt_core.bank.weights import BankError, Columns, Factors, FactWeights, Site
 
-__all__ = ["Bank", "BankError", "Columns", "FactWeights", "Factors", "PlasticLayer", "Site", "Whitening"]
+__all__ = [
+    "Bank",
+    "BankError",
+    "Columns",
+    "FactWeights",
+    "Factors",
+    "PlasticLayer",
+    "Product",
+    "Site",
+    "Whitening",
+    "folded",
+]

@@ -6,6 +6,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from npt_core.bank.bases import folded, succeeded
 from npt_core.bank.layer import PlasticLayer
 from npt_core.bank.matching import Whitening
 from npt_core.bank.rows import Birth
@@ -51,13 +52,25 @@ class Bank:
         seen = self.version if version is None else version
         return sum(int(layer.columns.visible(seen).sum()) for layer in self.layers)
 
-    def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
+    def publish(
+        self,
+        version: int,
+        births: Mapping[str, FactWeights],
+        deaths: Collection[str] = (),
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Makes `version` the newest: `deaths` end, `births` begin (again, after a rollback).
+
+        With `deltas` it is a fold, or the way back from one: from this version on `down_proj` of each
+        layer is the model's own plus its delta `[d, d_ffn]`, or just the model's own where there is
+        none. Older versions keep what they read. A delta holds all that is folded, not what is new.
 
         What is born costs by its own size, however full the bank is. Raises BankError, and changes
         nothing, where `check` does.
         """
-        self.check(version, births, deaths)
+        self.check(version, births, deaths, deltas)
+        if deltas is not None:
+            self._fold(version, deltas)
         ending = [self._owners[fact] for fact in deaths]
         born = {f: (self._owners.setdefault(f, len(self._owners)), order_of(f)) for f in births}
         for index, layer in enumerate(self.layers):
@@ -80,6 +93,13 @@ class Bank:
             layer.newest = version
         self.version = version
 
+    def _fold(self, version: int, deltas: Mapping[int, Tensor]) -> None:
+        made = {
+            i: folded(self._mlps[i].down_proj.weight, delta).T.contiguous() for i, delta in deltas.items()
+        }
+        for index, layer in enumerate(self.layers):
+            layer.bases = succeeded(layer.bases, version, made.get(index))
+
     def retire(self, oldest: int, pinned: Callable[[], int | None] = lambda: None) -> None:
         """New readers may ask for no version below `oldest` any more; there is no way back.
 
@@ -93,9 +113,15 @@ class Bank:
         for layer in self.layers:
             layer.retire(needed)
 
-    def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str] = ()) -> None:
+    def check(
+        self,
+        version: int,
+        births: Mapping[str, FactWeights],
+        deaths: Collection[str] = (),
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Raises BankError if the version is not newer, a fact to die is not alive, one to be born is, or
-        its weights do not fit the model: what `publish` would refuse, before anything is stored.
+        weights do not fit the model: what `publish` would refuse, before anything is stored.
         """
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
@@ -105,6 +131,17 @@ class Bank:
             raise BankError(f"already alive: {sorted(twice)}")
         for fact, weights in births.items():
             self._check_fit(fact, weights)
+        for index, delta in (deltas or {}).items():
+            self._check_delta(index, delta)
+
+    def _check_delta(self, index: int, delta: Tensor) -> None:
+        if not 0 <= index < len(self.layers):
+            raise BankError(f"fold: there is no layer {index}")
+        shape = self._mlps[index].down_proj.weight.shape
+        if delta.shape != shape:
+            raise BankError(f"fold, layer {index}: {list(delta.shape)} does not fit {list(shape)}")
+        if not delta.isfinite().all():
+            raise BankError(f"fold, layer {index}: not every number is finite")
 
     def _check_fit(self, fact: str, weights: FactWeights) -> None:
         for index, columns in weights.columns.items():

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from npt_core.bank.bases import Bases, Product, matrix_at, project, retained
 from npt_core.bank.factors import FactorTable
 from npt_core.bank.matching import ColumnTable, Whitening
 from npt_core.bank.vector import Vector
@@ -10,7 +11,7 @@ from npt_core.bank.weights import BankError, Site
 
 
 class PlasticLayer:
-    """The columns and factors of one layer, and the version a reader gets who asks for none."""
+    """Columns, factors and folded weights of one layer; `newest` is for readers who ask for no version."""
 
     def __init__(self, d_model: int, d_ffn: int, whitening: Whitening | None, like: Tensor) -> None:
         self.whitening = whitening
@@ -24,12 +25,25 @@ class PlasticLayer:
             "gate_proj": FactorTable.of((none(d_ffn), none(d_model))),
             "down_proj": FactorTable.of((none(d_model), none(d_ffn))),
         }
+        self.bases: Bases = ()
         self.newest = 0
         self.oldest = 0
 
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
         """`g` `[B, T, d_ffn]` with the visible gate factors applied to `n` `[B, T, d]`."""
         return self._with_factors("gate_proj", n, g, weights_version)
+
+    def project(self, product: Product, z: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`z` `[B, ..., d_ffn]` by `down_proj` as each request's version has it: `product(z, None)` unless
+        facts were folded into it.
+        """
+        bases = self.bases
+        if not bases:
+            return product(z, None)
+        version = self._asked(weights_version)
+        if isinstance(version, Tensor):
+            return project(bases, product, z, version.tolist())
+        return product(z, matrix_at(bases, version))
 
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
         """`y` `[B, T, d]` with visible factors, and the best visible column that fires on `z`."""
@@ -50,6 +64,7 @@ class PlasticLayer:
         """No reader asks for a version below `oldest` any more."""
         if oldest > self.oldest:
             self.oldest = oldest
+            self.bases = retained(self.bases, oldest)
             self.columns = self.columns.retained(oldest)
             self.factors = {site: table.retained(oldest) for site, table in self.factors.items()}
 

@@ -107,5 +107,5 @@ def _mlp(layer: LayerWeights, n: Tensor, a: Tensor, batch: Batch) -> Tensor:
         mult = parts[-1] if layer.multiplicative else None
         g = Modulation(add, mult).apply(g, batch.scales)
     z = layer.activation(g) * up
-    y = layer.down(z)
+    y: Tensor = layer.down(z) if plastic is None else plastic.project(layer.down, z, batch.versions)
     return y if plastic is None else plastic.down(z[:, None], y[:, None], batch.versions)[:, 0]

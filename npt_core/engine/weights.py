@@ -50,17 +50,20 @@ class Fused:
         """The originals."""
         return [p for linear in self._linears for p in linear.parameters()]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results."""
+    def __call__(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """`[rows, in]` to `[rows, out]`; `matrix` `[in, out]` may stand for the weights."""
         rows = x.shape[0]
+        matrix = self._matrix if matrix is None else matrix
+        if rows == 1 and not x.is_cuda:
+            return self._product(x.expand(MIN_ROWS, -1), matrix)[:1]
         if rows <= MAX_ROWS or x.is_cuda:
-            return self._product(x)
-        return torch.cat([self._product(part) for part in x.chunk(-(-rows // MAX_ROWS))])
+            return self._product(x, matrix)
+        return torch.cat([self._product(part, matrix) for part in x.chunk(-(-rows // MAX_ROWS))])
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
         if self._bias is None:
-            return torch.mm(x, self._matrix)
-        return torch.addmm(self._bias, x, self._matrix)
+            return torch.mm(x, matrix)
+        return torch.addmm(self._bias, x, matrix)
 
 
 class Norm:

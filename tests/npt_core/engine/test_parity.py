@@ -24,6 +24,9 @@ class ShiftByVersion:
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor) -> Tensor:
         return g
 
+    def project(self, product: Any, z: Tensor, weights_version: int | Tensor) -> Tensor:
+        return product(z, None)
+
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor) -> Tensor:
         version = torch.as_tensor(weights_version).view(-1, 1, 1)
         return y + version * self.direction
