@@ -1,7 +1,8 @@
 """Rank-one updates of one matrix, as a version sees them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ class FactorTable(Rows):
         for each in version.unique().tolist():
             y = torch.where(version == each, y + self._update(x, each).to(y.dtype), y)
         return y
+
+    def retained(self, oldest: int) -> Self:
+        """As for any rows, and what was gathered of those that are gone is forgotten, too."""
+        kept = super().retained(oldest)
+        return kept if kept is self else replace(kept, _gathered={})
 
     def _update(self, x: Tensor, version: int) -> Tensor:
         left, right = self._seen(min(version, self.version))
