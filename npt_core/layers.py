@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
@@ -28,6 +29,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from npt_core.bank import Product
 from npt_core.config import ModulationType, NPTConfig
 
 B_ADD_STD = 0.02
@@ -78,6 +80,9 @@ class Plastic(Protocol):
 
     def gate(self, n: Tensor, g: Tensor, weights_version: WeightsVersion) -> Tensor:
         """The gate `g` `[B, T, d_ffn]` with the updates visible at the version added."""
+
+    def project(self, product: Product, z: Tensor, weights_version: WeightsVersion) -> Tensor:
+        """`z` `[B, T, d_ffn]` to `[B, T, d]` by `down_proj` as it is at the version."""
 
     def down(self, z: Tensor, y: Tensor, weights_version: WeightsVersion) -> Tensor:
         """The output `y` `[B, T, d]` for key `z` `[B, T, d_ffn]`, with visible columns added."""
@@ -157,8 +162,15 @@ class NPTMLP(LlamaMLP):
         if self.adapter is not None and attn is not None:
             g = self.adapter(attn).apply(g, modulation_scale)
         z = self.act_fn(g) * self.up_proj(n)
-        y: Tensor = self.down_proj(z)
-        return y if self.plastic is None else self.plastic.down(z, y, weights_version)
+        if self.plastic is None:
+            return self._product(z, None)
+        y = self.plastic.project(self._product, z, weights_version)
+        return self.plastic.down(z, y, weights_version)
+
+    def _product(self, z: Tensor, matrix: Tensor | None) -> Tensor:
+        """`z` by `down_proj`, or by a matrix `[d_ffn, d]` that stands for its weight."""
+        y: Tensor = self.down_proj(z) if matrix is None else F.linear(z, matrix.T, self.down_proj.bias)
+        return y
 
     def _gate(self, n: Tensor, weights_version: WeightsVersion) -> Tensor:
         g: Tensor = self.gate_proj(n)

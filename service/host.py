@@ -110,9 +110,10 @@ def _assemble(
         metrics,
         engine.execute,
         max_pending=settings.max_pending_writes,
-        published=gate.announce,
+        published=lambda: _published(host),
     )
     host = Host(settings, runtime, engine, ledger, writer, gate, metrics, lock)
+    _published(host)
     _watch(host)
     return host
 
@@ -138,6 +139,14 @@ def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> No
             raise LedgerDamaged(path, f"version {version.version}: {error}") from error
 
 
+def _published(host: Host) -> None:
+    """There are new versions: wake who waits for them, and let go of those that are now too old."""
+    bank, engine = host.runtime.bank, host.engine
+    host.gate.announce()
+    oldest = host.version - host.settings.keep_versions
+    engine.execute(lambda: bank.retire(oldest, engine.oldest_pinned))
+
+
 def _watch(host: Host) -> None:
     bank, engine = host.runtime.bank, host.engine
     host.metrics.watch(
@@ -145,7 +154,7 @@ def _watch(host: Host) -> None:
             "npt_requests_running": ("Sequences being decoded.", lambda: engine.running),
             "npt_requests_waiting": ("Sequences in the queue.", lambda: engine.waiting),
             "npt_weights_version": ("The newest version.", lambda: bank.version),
-            "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version + 1),
+            "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version - bank.oldest + 1),
             "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),
             "npt_kv_cache_usage_ratio": (
                 "Share of the pages of keys and values that running sequences hold.",

@@ -41,6 +41,7 @@ TOO_LARGE = Kind("npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The
 INTERNAL = Kind("npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why")
 FACT_NOT_FOUND = Kind("npt:fact-not-found", HTTPStatus.NOT_FOUND, "No such fact")
 VERSION_NOT_FOUND = Kind("npt:version-not-found", HTTPStatus.NOT_FOUND, "No such version")
+VERSION_GONE = Kind("npt:version-gone", HTTPStatus.GONE, "The version is no longer kept")
 RETRACTED = Kind("npt:fact-already-retracted", HTTPStatus.CONFLICT, "The fact is retracted already")
 KEY_CONFLICT = Kind("npt:idempotency-conflict", HTTPStatus.CONFLICT, "The key was used for another request")
 KEY_IN_FLIGHT = Kind(
@@ -85,6 +86,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     engine.EmptyPrompt: INVALID,
     engine.PromptTooLong: PROMPT_TOO_LONG,
     engine.VersionNotFound: VERSION_NOT_FOUND,
+    engine.VersionGone: VERSION_GONE,
     engine.QueueFull: OVERLOADED,
     engine.EngineClosed: DRAINING,
     consolidation.UnreadableFact: UNREADABLE,
@@ -129,11 +131,14 @@ def problem_of(error: Exception) -> Problem:
     if kind is None:
         return _problem(INTERNAL)
     report = getattr(error, "report", None)
+    gone = error if isinstance(error, engine.VersionGone) else None
     return _problem(
         kind,
         str(error),
         errors=_fields(error),
         report=None if report is None else report.as_dict(),
+        asked_version=gone and gone.version,
+        oldest_version=gone and gone.oldest,
     )
 
 

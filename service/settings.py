@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     max_pending_writes: int = Field(16, ge=1)
     """Writes that may be under way or wait for the write lock."""
 
+    keep_versions: int = Field(1000, ge=0)
+    """Versions behind the newest that can still be asked for; 0 keeps the newest alone. Older ones
+    are answered with 410, their facts cost no memory, and rollback to them goes on working."""
+
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
     """Ample for the longest prompt, small enough that reading it costs nothing."""
     request_timeout_s: float = Field(120.0, gt=0)

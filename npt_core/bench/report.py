@@ -12,11 +12,15 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     for name, figures in results["loads"].items():
         lines += [_row(name, f) for f in figures]
-    lines += ["", "| columns in each plastic layer | tokens/s | between tokens p50 ms |", "|---|---|---|"]
+    lines += [
+        "",
+        "| columns in each plastic layer | tokens/s | between tokens p50 ms | slower than none |",
+        "|---|---|---|---|",
+    ]
     for found in results["columns"]:
         lines.append(
             f"| {found['columns_per_layer']} | {found['tokens_per_s']:.0f} "
-            f"| {_ms(found['inter_token_p50_s'])} |"
+            f"| {_ms(found['inter_token_p50_s'])} | {found['slower']:+.1%} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from npt_core.bank import Columns, Factors, FactWeights
+from npt_core.bank import Columns, Factors, FactWeights, folded
 from npt_core.consolidation.calibration import Calibration
 from npt_core.model import NPTForCausalLM
 
@@ -94,4 +94,4 @@ def apply_fold(model: NPTForCausalLM, deltas: Mapping[int, Tensor], base: Mappin
     for index, weight in base.items():
         delta = deltas.get(index)
         target = model.model.layers[index].mlp.down_proj.weight
-        target.copy_(weight if delta is None else (weight.double() + delta).to(weight.dtype))
+        target.copy_(weight if delta is None else folded(weight, delta))

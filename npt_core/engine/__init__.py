@@ -9,6 +9,7 @@ from npt_core.engine.errors import (
     InvalidSampling,
     PromptTooLong,
     QueueFull,
+    VersionGone,
     VersionNotFound,
 )
 from npt_core.engine.events import Event, FinishEvent, FinishReason, TokenEvent, TokenLogprob
@@ -41,6 +42,7 @@ __all__ = [
     "TokenEvent",
     "TokenLogprob",
     "UnsupportedModel",
+    "VersionGone",
     "VersionNotFound",
     "alone",
 ]

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from npt_core.engine.background import Background
 from npt_core.engine.config import EngineConfig
-from npt_core.engine.errors import EmptyPrompt, EngineClosed, PromptTooLong, QueueFull, VersionNotFound
+from npt_core.engine.errors import (
+    EmptyPrompt,
+    EngineClosed,
+    PromptTooLong,
+    QueueFull,
+    VersionGone,
+    VersionNotFound,
+)
 from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
 from npt_core.engine.page_table import PageTable
 from npt_core.engine.prefix_cache import PrefixCache
@@ -45,16 +52,19 @@ class StepRunner(Protocol):
 
 
 class Versioned(Protocol):
-    """What the engine needs of the bank: the newest published version."""
+    """What the engine needs of the bank: the newest published version, and the oldest that is kept."""
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def oldest(self) -> int: ...
 
 
 class Engine:
     """Answers requests on a thread of its own until it is closed.
 
-    Of `bank`, the versions 0 to `bank.version` exist.
+    Of `bank`, the versions `bank.oldest` to `bank.version` can be asked for.
     """
 
     def __init__(
@@ -113,6 +123,7 @@ class Engine:
             EmptyPrompt: there is no token to continue.
             PromptTooLong: the prompt leaves no position for a new token.
             VersionNotFound: `request.weights_version` was never published.
+            VersionGone: it is older than the bank keeps.
             QueueFull: its sequences do not all fit the queue; none was admitted.
             EngineClosed: after `close`.
         """
@@ -129,6 +140,11 @@ class Engine:
             self._inbox += self._sequences(request, stream)
             self._changed.notify()
         return stream
+
+    def oldest_pinned(self) -> int | None:
+        """The oldest version of a sequence that runs or waits. Called from work that `execute` runs."""
+        with self._changed:
+            return min((s.version for s in (*self._samplers, *self._inbox)), default=None)
 
     def execute(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises, computed on the engine's thread between steps. Thread-safe.
@@ -167,6 +183,8 @@ class Engine:
             return newest
         if not 0 <= version <= newest:
             raise VersionNotFound(version, newest)
+        if version < self._bank.oldest:
+            raise VersionGone(version, self._bank.oldest, newest)
         return version
 
     def _sequences(self, request: GenerationRequest, stream: Stream) -> list[Sequence]:

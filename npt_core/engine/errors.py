@@ -5,6 +5,7 @@ EngineError
 ├── EmptyPrompt         no token to continue
 ├── PromptTooLong       no room for even one new token
 ├── VersionNotFound     the request names a weights version that was never published
+├── VersionGone         it was published, and is no longer kept
 ├── QueueFull           as many sequences wait as may
 └── EngineClosed        the engine no longer takes requests
 """
@@ -45,6 +46,18 @@ class VersionNotFound(EngineError):
     def __init__(self, version: int, newest: int) -> None:
         super().__init__(f"weights version {version} does not exist, the newest is {newest}")
         self.version = version
+        self.newest = newest
+
+
+class VersionGone(EngineError):
+    """The named weights version is too old to be asked for."""
+
+    def __init__(self, version: int, oldest: int, newest: int) -> None:
+        super().__init__(
+            f"weights version {version} is no longer kept, the oldest is {oldest}, the newest {newest}"
+        )
+        self.version = version
+        self.oldest = oldest
         self.newest = newest
 
 

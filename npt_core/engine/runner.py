@@ -101,5 +101,5 @@ def _mlp(layer: LayerWeights, n: Tensor, a: Tensor, batch: Batch) -> Tensor:
     if plastic is not None:
         g = plastic.gate(n[:, None], g[:, None], batch.versions)[:, 0]
     z = layer.activation(layer.modulated(g, a, batch.scales)).mul_(up)
-    y = layer.down(z)
+    y: Tensor = layer.down(z) if plastic is None else plastic.project(layer.down, z, batch.versions)
     return y if plastic is None else plastic.down(z[:, None], y[:, None], batch.versions)[:, 0]

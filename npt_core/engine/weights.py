@@ -53,18 +53,22 @@ class Fused:
         """The originals."""
         return [p for linear in self._linears for p in linear.parameters()]
 
-    def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results.
+    def __call__(self, x: Tensor, matrix: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """`[rows, in]` to `[rows, out]`.
 
-        `shift` `[out]` is added where the maps have no bias.
+        `matrix` `[in, out]` may stand for the weights; `shift` `[out]` is added where the maps have no bias.
         """
         rows, bias = x.shape[0], shift if self._bias is None else self._bias
+        matrix = self._matrix if matrix is None else matrix
+        if rows == 1 and not x.is_cuda:
+            return _product(x.expand(MIN_ROWS, -1), matrix, bias)[:1]
         if rows <= MAX_ROWS or x.is_cuda:
-            return self._product(x, bias)
-        return torch.cat([self._product(part, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
+            return _product(x, matrix, bias)
+        return torch.cat([_product(part, matrix, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
 
-    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.mm(x, self._matrix) if bias is None else torch.addmm(bias, x, self._matrix)
+
+def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
 
 
 class Norm:
@@ -126,7 +130,7 @@ class LayerWeights:
         """The gate `g` `[rows, d_ffn]` under the attention output `a` `[rows, d]`."""
         if self.low is None or self.modulate is None:
             return g
-        parts = self.modulate(self.low(a), self.unit if scales is None else None).split(
+        parts = self.modulate(self.low(a), shift=self.unit if scales is None else None).split(
             self.modulate.widths, -1
         )
         add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None

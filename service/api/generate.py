@@ -33,6 +33,7 @@ _EVENTS = {
         **answers(
             problems.MALFORMED,
             problems.VERSION_NOT_FOUND,
+            problems.VERSION_GONE,
             problems.TOO_LARGE,
             problems.MEDIA,
             problems.INVALID,

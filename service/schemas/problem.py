@@ -25,5 +25,7 @@ class Problem(Out):
     detail: str | None = None
     errors: list[FieldProblem] | None = None
     report: dict[str, Any] | None = Field(None, description="what was measured before a refusal")
+    asked_version: int | None = Field(None, description="the version that is no longer kept")
+    oldest_version: int | None = Field(None, description="the oldest version that is")
     weights_version: int | None = Field(None, description="the newest version")
     request_id: str | None = None

@@ -25,6 +25,9 @@ class Shift(nn.Module):
         self.seen.append(weights_version)
         return g + 1.0
 
+    def project(self, product: Any, z: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        return product(z, None)
+
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
         self.seen.append(weights_version)
         return y + 2.0

@@ -50,6 +50,7 @@ class FakeBank:
     """Sentences with lifetimes."""
 
     version: int = 0
+    oldest: int = 0
     lives: list[list[Any]] = field(default_factory=list)
 
     def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
@@ -63,6 +64,11 @@ class FakeBank:
                 life[3] = version
         self.lives += [[name, _sentence(born), version, None] for name, born in births.items()]
         self.version = version
+
+    def retire(self, oldest: int, pinned: Callable[[], int | None], /) -> None:
+        self.oldest = max(self.oldest, oldest)
+        needed = min(self.oldest, self.oldest if (held := pinned()) is None else held)
+        self.lives = [life for life in self.lives if life[3] is None or life[3] > needed]
 
     def sentences(self, version: int) -> list[str]:
         return [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from npt_core.engine import Engine, EngineClosed, EngineConfig, GenerationRequest, SamplingParams
-from npt_core.engine.background import Background
+from npt_core.engine.background import SAVINGS, Background
 from tests.npt_core.engine.fakes import CountingRunner
 
 
@@ -49,8 +49,9 @@ def test_a_job_pauses_only_where_a_step_is_due() -> None:
     assert not background.pending
 
 
-def test_beside_steps_pieces_cost_what_steps_earned() -> None:
-    background, pieces = Background(0.5, lambda: True), [0]
+def counting(background: Background) -> list[int]:
+    """Queues a job without an end; how many of its pieces were computed."""
+    pieces = [0]
 
     def job() -> None:
         while True:
@@ -58,17 +59,43 @@ def test_beside_steps_pieces_cost_what_steps_earned() -> None:
             background.pause()
 
     background.add(job)
+    return pieces
+
+
+def test_beside_steps_pieces_cost_what_steps_earned() -> None:
+    background = Background(0.5, lambda: True)
+    pieces = counting(background)
     background.advance(busy=True)
     assert pieces == [0]
+    background.earn(0.1)
     background.earn(1e-9)
     background.advance(busy=True)
-    assert pieces == [1]  # a piece that was begun is computed; it took longer than was earned
-    background.earn(0.0)
-    background.advance(busy=True)
-    assert pieces == [1]
+    assert pieces[0] > 2
+    before = pieces[0]
+    background._credit = -1.0  # a piece took longer than was earned
     background.earn(0.1)
     background.advance(busy=True)
-    assert pieces[0] > 2
+    assert pieces == [before]
+
+
+def test_pieces_wait_for_a_short_step() -> None:
+    background = Background(0.5, lambda: True)
+    pieces = counting(background)
+    background.earn(0.05)
+    background.advance(busy=True)
+    assert pieces == [0]
+    background.earn(0.01)
+    background.advance(busy=True)
+    assert pieces[0] > 0
+
+
+def test_where_all_steps_are_alike_pieces_wait_no_longer_than_savings_last() -> None:
+    background = Background(0.5, lambda: True)
+    pieces = counting(background)
+    for _ in range(SAVINGS + 2):
+        background.earn(0.01)
+        background.advance(busy=True)
+    assert pieces[0] > 0
 
 
 def test_jobs_follow_one_another_and_a_failure_ends_one_alone() -> None:

@@ -20,6 +20,7 @@ from npt_core.engine import (
     SamplingParams,
     Stream,
     TokenEvent,
+    VersionGone,
     VersionNotFound,
 )
 from tests.npt_core.engine.fakes import VOCAB, BrokenRunner, CountingRunner
@@ -27,7 +28,7 @@ from tests.npt_core.engine.fakes import VOCAB, BrokenRunner, CountingRunner
 
 @contextmanager
 def running(model: CountingRunner, **options: Any) -> Iterator[tuple[Engine, SimpleNamespace]]:
-    bank = SimpleNamespace(version=options.pop("version", 0))
+    bank = SimpleNamespace(version=options.pop("version", 0), oldest=options.pop("oldest", 0))
     eos = options.pop("eos", ())
     engine = Engine(model, bank, eos, EngineConfig(**{"max_running": 1, "queue_size": 64, **options}))
     try:
@@ -106,6 +107,30 @@ def test_unknown_version_is_refused(version: int) -> None:
         pytest.raises(VersionNotFound, match="the newest is 2"),
     ):
         engine.submit(GenerationRequest((1,), weights_version=version))
+
+
+def test_version_that_is_no_longer_kept_is_refused() -> None:
+    with running(CountingRunner(), version=7, oldest=3) as (engine, _):
+        with pytest.raises(VersionGone, match="2 is no longer kept, the oldest is 3, the newest 7") as caught:
+            engine.submit(GenerationRequest((1,), weights_version=2))
+        assert (caught.value.version, caught.value.oldest, caught.value.newest) == (2, 3, 7)
+        assert engine.submit(GenerationRequest((1,), weights_version=3)).weights_version == 3
+
+
+def test_versions_of_running_and_waiting_requests_are_told_until_they_end() -> None:
+    model = CountingRunner(gate=threading.Semaphore(0))
+    with running(model, version=5) as (engine, _):
+        assert engine.oldest_pinned() is None
+        first = engine.submit(GenerationRequest((1,), SamplingParams(max_new_tokens=1), 4))
+        model.entered.acquire()
+        second = engine.submit(GenerationRequest((1,), SamplingParams(max_new_tokens=1), 2))
+        third = engine.submit(ask(max_new_tokens=1))
+        assert engine.oldest_pinned() == 2
+        assert model.gate is not None
+        for stream, left in ((first, 2), (second, 5), (third, None)):
+            model.gate.release()
+            tokens(stream)
+            assert engine.oldest_pinned() == left
 
 
 def test_prompt_that_leaves_no_room_is_refused() -> None:

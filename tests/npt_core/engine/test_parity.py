@@ -12,6 +12,7 @@ from npt_core.model import NPTForCausalLM
 
 class Newest:
     version = 3
+    oldest = 0
 
 
 class ShiftByVersion:
@@ -22,6 +23,9 @@ class ShiftByVersion:
 
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor) -> Tensor:
         return g
+
+    def project(self, product: Any, z: Tensor, weights_version: int | Tensor) -> Tensor:
+        return product(z, None)
 
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor) -> Tensor:
         version = torch.as_tensor(weights_version).view(-1, 1, 1)

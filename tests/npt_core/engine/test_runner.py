@@ -32,6 +32,7 @@ from tests.npt_core.helpers import awakened, by_transformers, mixed_npt
 
 class Base:
     version = 0
+    oldest = 0
 
 
 def llama(**overrides: Any) -> LlamaForCausalLM:

@@ -23,6 +23,8 @@ from npt_core.engine import (
 from tests.npt_core.tiny import new_npt
 
 D, D_FFN, WIDTH = 32, 48, 8
+KEPT = 5
+"""Versions behind the newest that can be pinned."""
 NAMES = "ABCDE"
 
 
@@ -82,8 +84,9 @@ def test_pinned_answers_are_those_of_fresh_processes_while_facts_come_and_go(see
             then = draw.choice(history) if draw.random() < 0.3 else alive ^ change
             bank.publish(len(history), {n: fact(n) for n in sorted(then - alive)}, sorted(alive - then))
             history.append(then)
+            bank.retire(bank.version - KEPT, engine.oldest_pinned)
         else:
-            version = draw.choice([None, draw.randrange(len(history))])
+            version = draw.choice([None, draw.randrange(bank.oldest, len(history))])
             prompt = draw.choice(prompts)
             request = GenerationRequest(prompt, SamplingParams(max_new_tokens=12), version)
             stream = engine.submit(request)
@@ -92,4 +95,5 @@ def test_pinned_answers_are_those_of_fresh_processes_while_facts_come_and_go(see
     for stream, alive, prompt in asked:
         assert heard(stream) == fresh(alive, prompt)
     engine.close()
+    assert bank.oldest == max(0, len(history) - 1 - KEPT)
     assert len({tuple(fresh(alive, prompt)) for _, alive, prompt in asked}) > 3

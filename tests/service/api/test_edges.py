@@ -108,6 +108,7 @@ def test_problem_types_are_stable() -> None:
         "npt:malformed-request": 400,
         "npt:not-found": 404,
         "npt:fact-not-found": 404,
+        "npt:version-gone": 410,
         "npt:version-not-found": 404,
         "npt:method-not-allowed": 405,
         "npt:fact-already-retracted": 409,

@@ -83,6 +83,38 @@ async def test_unknown_version_is_not_found(client: Client) -> None:
     assert answer.json()["type"] == "npt:version-not-found"
 
 
+async def test_version_that_is_no_longer_kept_is_gone(host_of: OpenHost) -> None:
+    host = host_of(keep_versions=1)
+    async with client_of(host) as client:
+        for number in range(3):
+            await teach(client, f"The X{number} is Y.")
+        assert (await ask(client, weights_version=2))["weights_version"] == 2
+        answer = await client.post("/generate", json={"prompt": QUESTION, "weights_version": 1})
+    assert answer.status_code == 410
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"] == "npt:version-gone"
+    numbers = [problem[name] for name in ("asked_version", "oldest_version", "weights_version")]
+    assert numbers == [1, 2, 3]
+
+
+async def test_version_of_a_running_answer_is_kept_until_it_ends(host_of: OpenHost) -> None:
+    host = host_of(keep_versions=0)
+    model = fake(host).model
+    async with client_of(host) as client:
+        fact_id = (await teach(client))["id"]
+        model.gate = threading.Semaphore(0)
+        running = asyncio.create_task(ask(client))
+        await asyncio.to_thread(model.entered.acquire)
+        await client.delete(f"/facts/{fact_id}")
+        await teach(client, "The X is Y.")
+        assert fake(host).bank.sentences(1) == [FACT]
+        model.gate.release(1000)
+        assert (await running)["text"] == " Dr. Sarah Chen."
+        await teach(client, "The Z is Y.")
+        assert fake(host).bank.sentences(1) == []
+
+
 async def test_request_keeps_its_version_while_a_fact_lands(host: Host, client: Client) -> None:
     model = fake(host).model
     model.gate = threading.Semaphore(0)

@@ -242,7 +242,7 @@ def test_the_best_visible_column_above_its_threshold_adds_its_value(seed: int, c
     keys = F.normalize(torch.randn(count, WIDTH, generator=r), dim=-1)
     values = torch.randn(count, D, generator=r)
     thresholds = torch.rand(count, generator=r) - 0.3
-    owners = torch.randint(0, 3, (count,), generator=r).tolist()
+    owners = sorted(torch.randint(0, 3, (count,), generator=r).tolist())
     for row, owner in enumerate(owners):  # owner k is born at version k
         part = (keys[row, None], values[row, None], thresholds[row, None])
         layer.columns = layer.columns.extended(part, owner, owner)

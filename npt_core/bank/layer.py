@@ -1,0 +1,85 @@
+"""What one layer's MLP adds at a version; the `mlp.plastic` of the model."""
+
+import torch
+from torch import Tensor
+
+from npt_core.bank.bases import Bases, Product, matrix_at, project, retained
+from npt_core.bank.factors import FactorTable
+from npt_core.bank.matching import ColumnTable, Whitening
+from npt_core.bank.vector import Vector
+from npt_core.bank.weights import BankError, Site
+
+
+class PlasticLayer:
+    """Columns, factors and folded weights of one layer; `newest` is for readers who ask for no version."""
+
+    def __init__(self, d_model: int, d_ffn: int, whitening: Whitening | None, like: Tensor) -> None:
+        self.whitening = whitening
+        width = 0 if whitening is None else whitening.projection.shape[1]
+
+        def none(*row: int, transposed: bool = False) -> Vector:
+            return Vector.of(like.new_zeros(0, *row, dtype=torch.float32), transposed)
+
+        self.columns = ColumnTable.of((none(width, transposed=True), none(d_model), none()))
+        self.factors: dict[Site, FactorTable] = {
+            "gate_proj": FactorTable.of((none(d_ffn), none(d_model))),
+            "down_proj": FactorTable.of((none(d_model), none(d_ffn))),
+        }
+        self.bases: Bases = ()
+        self.newest = 0
+        self.oldest = 0
+
+    def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`g` `[B, T, d_ffn]` with the visible gate factors applied to `n` `[B, T, d]`."""
+        return self._with_factors("gate_proj", n, g, weights_version)
+
+    def project(self, product: Product, z: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`z` `[B, ..., d_ffn]` by `down_proj` as each request's version has it: `product(z, None)` unless
+        facts were folded into it.
+        """
+        bases = self.bases
+        if not bases:
+            return product(z, None)
+        version = self._asked(weights_version)
+        if isinstance(version, Tensor):
+            return project(bases, product, z, version.tolist())
+        return product(z, matrix_at(bases, version))
+
+    def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        """`y` `[B, T, d]` with visible factors, and the best visible column that fires on `z`."""
+        y = self._with_factors("down_proj", z, y, weights_version)
+        table, whitening = self.columns, self.whitening
+        if not len(table) or whitening is None:
+            return y
+        version = self._asked(weights_version)
+        if not isinstance(version, Tensor) and not table.born_by(version):
+            return y
+        # Which column fires is no function to differentiate; what it adds is.
+        key = whitening.key(z.detach().flatten(0, -2))
+        if isinstance(version, Tensor):
+            version = version.to(key.device).repeat_interleave(len(key) // len(version))
+        return table.added_to(y.flatten(0, -2), key, version).view_as(y)
+
+    def retire(self, oldest: int) -> None:
+        """No reader asks for a version below `oldest` any more."""
+        if oldest > self.oldest:
+            self.oldest = oldest
+            self.bases = retained(self.bases, oldest)
+            self.columns = self.columns.retained(oldest)
+            self.factors = {site: table.retained(oldest) for site, table in self.factors.items()}
+
+    def _with_factors(self, site: Site, x: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
+        table = self.factors[site]
+        if not len(table):
+            return y
+        return table.added_to(y, x, self._asked(weights_version))
+
+    def _asked(self, version: int | Tensor | None) -> int | Tensor:
+        """Raises BankError for a version that was retired, where that can be seen without waiting."""
+        if version is None:
+            return self.newest
+        if self.oldest and not (isinstance(version, Tensor) and version.is_cuda):
+            least = int(version.min()) if isinstance(version, Tensor) else version
+            if least < self.oldest:
+                raise BankError(f"version {least} is retired, the oldest is {self.oldest}")
+        return version

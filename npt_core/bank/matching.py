@@ -1,0 +1,109 @@
+"""Which column fires: the best one that a version sees and whose score exceeds its own threshold.
+
+Nearly always none does. So one product and one maximum over all columns ask whether any score exceeds
+even the smallest threshold, and only what does is looked at again: its score, summed in one way whatever
+else is in the batch or the bank, its own threshold, its lifetime.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from npt_core.bank.rows import Rows
+
+BLOCK = 16384
+"""Columns of one product on a CPU: so many scores of a batch stay in its cache until they are read."""
+
+MARGIN = 1e-5
+"""How much the scores of a product may differ from those that decide: both round."""
+
+LAST = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Key space of one layer: `key(z) = normalise((z - mean) @ projection)`.
+
+    `mean` `[d_ffn]`, `projection` `[d_ffn, p]`: the inverse square root of the covariance at
+    surprising positions, times a seeded random projection.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def key(self, z: Tensor) -> Tensor:
+        """Unit keys `[..., p]`, float32, of MLP activations `z` `[..., d_ffn]`."""
+        return F.normalize((z.float() - self.mean) @ self.projection, dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnTable(Rows):
+    """The columns of one layer: keys `[n, p]`, values `[n, d]`, thresholds `[n]`.
+
+    Of columns with equal scores the one of the smallest `order` wins: whatever was published first.
+    """
+
+    @cached_property
+    def least(self) -> float:
+        """The smallest threshold."""
+        return float(self.parts[2].rows.detach().min()) if len(self) else float("inf")
+
+    def added_to(self, y: Tensor, key: Tensor, version: int | Tensor) -> Tensor:
+        """`y` `[rows, d]` with the value of the column that fires on each `key` `[rows, p]`, if any.
+
+        `version` is one for all rows, or `[rows]`.
+        """
+        if key.is_cuda:
+            hit, column = self.winners(key, version)
+            return torch.where(hit[:, None], y + self.parts[1].rows[column].to(y.dtype), y)
+        newest = int(version.max()) if isinstance(version, Tensor) else version
+        found = self._candidates(key, self.born_by(newest))
+        if not found:
+            return y
+        rows, columns = (torch.cat(parts) for parts in zip(*found, strict=True))
+        scores = (key[rows] * self.parts[0].rows[columns]).sum(-1)
+        at = version[rows] if isinstance(version, Tensor) else version
+        fires = (self.born.rows[columns] <= at) & (at < self.died.rows[columns])
+        fires &= scores > self.parts[2].rows[columns]
+        rows, columns = _best(rows[fires], columns[fires], scores[fires], self.order.rows)
+        return y.index_copy(0, rows, y[rows] + self.parts[1].rows[columns].to(y.dtype))
+
+    def winners(self, key: Tensor, version: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a column fires on each row of `key`, and which: the rule written out over all of
+        `[rows, n]`, without a look at any number, for which a GPU would have to wait.
+        """
+        scores = key @ self.parts[0].rows.T
+        fires = (scores > self.parts[2].rows) & self.visible(version)
+        scores = scores.masked_fill(~fires, -torch.inf)
+        best = scores.amax(-1, keepdim=True)
+        column = torch.where(scores == best, self.order.rows, LAST).argmin(-1)
+        return best[:, 0] > -torch.inf, column
+
+    def _candidates(self, key: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Where the scores of the first `count` columns reach the smallest threshold: rows of `key` and
+        numbers of columns, block by block; the columns of a row ascend.
+        """
+        keys, least = self.parts[0].rows[:count].T, self.least - MARGIN
+        found = []
+        for first in range(0, count, BLOCK):
+            scores = key @ keys[:, first : first + BLOCK]
+            promising = scores.amax(-1) > least
+            if promising.any():
+                rows = promising.nonzero()[:, 0]
+                at, columns = (scores[rows] > least).nonzero(as_tuple=True)
+                found.append((rows[at], columns + first))
+        return found
+
+
+def _best(rows: Tensor, columns: Tensor, scores: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that have candidates, each once, and the best candidate of each."""
+    found, rows = rows.unique(return_inverse=True)
+    top = scores.new_full((len(found),), -torch.inf).scatter_reduce(0, rows, scores, "amax")
+    rows, columns = (part[scores == top[rows]] for part in (rows, columns))
+    first = order.new_full((len(found),), LAST).scatter_reduce(0, rows, order[columns], "amin")
+    rows, columns = (part[order[columns] == first[rows]] for part in (rows, columns))
+    # Of one fact's own columns, the first.
+    return found, columns.new_full((len(found),), LAST).scatter_reduce(0, rows, columns, "amin")
