@@ -1,5 +1,4 @@
-"""How fast the engine is, beside what else could serve the same weights."""
+"""How fast the engine is, beside what else could serve the same weights.
 
-from npt_core.bench.bench import run_bench
-
-__all__ = ["run_bench"]
+Nothing is imported here: `startup` is timed in a process of its own and must not load the rest.
+"""

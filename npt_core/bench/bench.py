@@ -1,23 +1,44 @@
 """All measurements of one machine in one run, so that their ratios mean something."""
 
-import json
+import logging
 import os
-import resource
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from npt_core.bank import Bank
 from npt_core.bench.columns import measure_columns
-from npt_core.bench.load import Figures, measure
-from npt_core.bench.peers import measure_continuous, measure_generate
-from npt_core.bench.report import table
-from npt_core.bench.writers import Writer
-from npt_core.engine import Engine
+from npt_core.bench.figures import Figures
+from npt_core.bench.gguf_export import UnsupportedTokenizer, export_gguf
+from npt_core.bench.interference import measure_interference
+from npt_core.bench.load import measure, running
+from npt_core.bench.overhead import measure_overhead
+from npt_core.bench.peers import measure_continuous, measure_generate, measure_llama_cpp
+from npt_core.bench.plain import load_teacher, without_adapters
+from npt_core.bench.report import save
+from npt_core.bench.roofline import measure_roofline
+from npt_core.bench.rows import BEFORE, CONTINUOUS, GENERATE, LLAMA_CPP, NPT, PLAIN, WRITING
+from npt_core.bench.startup import measure_startup
+from npt_core.convert import convert_npt_to_llama
+from npt_core.engine import alone
 from npt_core.loading import Runtime, load_runtime
+from npt_core.model import NPTForCausalLM
+
+Loads = dict[str, list[dict[str, Any]]]
+Contender = Callable[[int], Figures]
+Tell = Callable[[str], None]
+
+log = logging.getLogger(__name__)
+
+_COLUMN_STREAMS = 16
+_LEAST_WRITING_S = 5.0
+"""A few facts should land, at one a second."""
 
 
 def run_bench(
@@ -25,77 +46,124 @@ def run_bench(
     out: Path,
     streams: Sequence[int],
     seconds: float,
+    teacher: Path | None = None,
     columns: Sequence[int] = (0, 1000, 10000, 100000),
+    tell: Tell = log.info,
 ) -> str:
-    """Measures, writes `bench.json` and `bench.md` into `out`, and returns the table."""
-    begin = time.perf_counter()
-    runtime = load_runtime(model)
-    loaded = time.perf_counter() - begin
-    loads = _loads(runtime, streams, seconds)
-    results: dict[str, Any] = {
-        "conditions": _conditions(loaded),
-        "loads": loads,
-        "columns": measure_columns(runtime, columns, 16, seconds),
-        "writing": _with_writer(runtime, loads, max(2 * seconds, 5.0)),
-        "memory_peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "bench.md").write_text(table(results))
-    return table(results)
+    """Measures, writes `bench.json`, `bench.md` and `bench.png` into `out`, and returns the table.
+
+    `tell` hears what is measured next.
+
+    Raises:
+        CheckpointError: `model` or `teacher` cannot be loaded.
+        ValueError: `teacher` is no plain Llama of the model's sizes.
+    """
+    with tempfile.TemporaryDirectory(prefix="npt-bench-") as name:
+        scratch = Path(name)
+        runtime = alone(load_runtime, model, cache=scratch)
+        if teacher is None:
+            plain = alone(without_adapters, runtime.model)
+        else:
+            plain = alone(load_teacher, teacher, runtime.model)
+        results: dict[str, Any] = {"conditions": _conditions(model, teacher)}
+        tell("start-up")
+        results["startup"] = measure_startup(model, scratch, max(streams))
+        contenders = _contenders(runtime, plain, scratch / "plain.gguf", seconds)
+        loads = results["loads"] = _loads(contenders, streams, tell)
+        results["overhead"] = _overhead(runtime, plain, streams, seconds, tell)
+        results["columns"] = _columns(runtime, columns, seconds, tell)
+        wait = max(2 * seconds, _LEAST_WRITING_S)
+        results["writing"] = _writing(model, scratch, loads, streams, wait, tell)
+        tell("memory bandwidth")
+        models = {NPT: runtime.model, PLAIN: plain, LLAMA_CPP: plain}
+        results["roofline"] = alone(measure_roofline, models, loads, min(streams))
+    return save(results, out)
 
 
-def _conditions(loaded: float) -> dict[str, Any]:
+def _conditions(model: Path, teacher: Path | None) -> dict[str, Any]:
     return {
+        "model": str(model),
+        "plain_llama": "the model without its adapters" if teacher is None else str(teacher),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load_average_before": os.getloadavg()[0],
-        "start_up_s": loaded,
     }
 
 
-def _loads(runtime: Runtime, streams: Sequence[int], seconds: float) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {
-        "npt engine": [],
-        "transformers generate": [],
-        "transformers continuous batching": [],
+def _contenders(runtime: Runtime, plain: NPTForCausalLM, gguf: Path, seconds: float) -> dict[str, Contender]:
+    """Who takes part, as what measures them at a number of streams."""
+    model = runtime.model
+
+    def engine(served: NPTForCausalLM, bank: Bank, count: int) -> Figures:
+        with running(served, bank, count) as started:
+            return measure(started, count, model.config.vocab_size, seconds)
+
+    def llama_cpp(count: int) -> Figures:
+        if not gguf.exists():
+            _export(plain, runtime.tokenizer, gguf)
+        return measure_llama_cpp(gguf, model.config.vocab_size, count, seconds)
+
+    return {
+        NPT: partial(engine, model, runtime.bank),
+        PLAIN: partial(engine, plain, Bank(plain, {})),
+        GENERATE: lambda count: alone(measure_generate, model, count, seconds),
+        CONTINUOUS: lambda count: alone(measure_continuous, model, count, seconds),
+        LLAMA_CPP: lambda count: alone(llama_cpp, count),
     }
-    model: Any = runtime.model
-    vocabulary = model.config.vocab_size
+
+
+def _export(plain: NPTForCausalLM, tokenizer: Any, path: Path) -> None:
+    """The load is token ids, so a tokenizer that llama.cpp does not have is left out."""
+    llama = convert_npt_to_llama(plain)
+    try:
+        export_gguf(llama, path, tokenizer)
+    except UnsupportedTokenizer:
+        export_gguf(llama, path)
+
+
+def _loads(contenders: Mapping[str, Contender], streams: Sequence[int], tell: Tell) -> Loads:
+    found: Loads = {name: [] for name in contenders}
     for count in streams:
-        engine = Engine(runtime.runner(1024), runtime.bank, ())
-        measure(engine, count, vocabulary, 0.0, seed=10**6)  # warm
-        found["npt engine"].append(asdict(measure(engine, count, vocabulary, seconds)))
-        engine.close()
-        for name, peer in (
-            ("transformers generate", measure_generate),
-            ("transformers continuous batching", measure_continuous),
-        ):
-            found[name].append(_attempt(peer, model, count, seconds))
+        for name, contender in contenders.items():
+            tell(f"{name}, {count} streams")
+            found[name].append(_attempt(contender, count))
     return found
 
 
-def _attempt(
-    peer: Callable[[Any, int, float], Figures], model: Any, count: int, seconds: float
-) -> dict[str, Any]:
+def _attempt(contender: Contender, count: int) -> dict[str, Any]:
     try:
-        return asdict(peer(model, count, seconds))
-    except Exception as error:  # a peer that cannot run is a result, too
+        return asdict(contender(count))
+    except ImportError as error:
+        return {"streams": count, "failed": f"not installed: {error.name}"}
+    except Exception as error:  # a contender that cannot run is a result, too
         return {"streams": count, "failed": f"{type(error).__name__}: {str(error)[:100]}"}
 
 
-def _with_writer(
-    runtime: Runtime, loads: dict[str, list[dict[str, Any]]], seconds: float, streams: int = 16
-) -> dict[str, Any]:
-    """The same load without and with a fact every second, one right after the other."""
-    engine = Engine(runtime.runner(1024), runtime.bank, ())
-    vocabulary = runtime.model.config.vocab_size
-    without = measure(engine, streams, vocabulary, seconds)
-    runtime.consolidator.give_way(engine.pause)
-    with Writer(runtime, engine) as writer:
-        during = measure(engine, streams, vocabulary, seconds)
-    engine.close()
-    loads["npt engine, before the writer starts"] = [asdict(without)]
-    loads["npt engine, a fact every second"] = [asdict(during)]
-    return asdict(writer.outcome)
+def _overhead(
+    runtime: Runtime, plain: NPTForCausalLM, streams: Sequence[int], seconds: float, tell: Tell
+) -> list[dict[str, Any]]:
+    found = []
+    for count in streams:
+        tell(f"{NPT} and {PLAIN} by turns, {count} streams")
+        found.append(measure_overhead(runtime.model, runtime.bank, plain, count, seconds))
+    return found
+
+
+def _columns(runtime: Runtime, columns: Sequence[int], seconds: float, tell: Tell) -> list[dict[str, Any]]:
+    tell(f"{NPT}, {columns} columns in each plastic layer by turns, {_COLUMN_STREAMS} streams")
+    return measure_columns(runtime, columns, _COLUMN_STREAMS, seconds)
+
+
+def _writing(
+    model: Path, cache: Path, loads: Loads, streams: Sequence[int], seconds: float, tell: Tell
+) -> list[dict[str, Any]]:
+    loads[BEFORE], loads[WRITING], outcomes = [], [], []
+    for count in streams:
+        tell(f"{WRITING}, {count} streams")
+        before, during, outcome = measure_interference(model, cache, count, seconds)
+        loads[BEFORE].append(before)
+        loads[WRITING].append(during)
+        outcomes.append(outcome)
+    return outcomes

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from npt_core.bank import Bank, Columns, FactWeights, Whitening
-from npt_core.bench.load import Figures, measure
-from npt_core.engine import Engine, Runner
+from npt_core.bench.figures import Figures
+from npt_core.bench.load import answered, prompts, running
+from npt_core.engine import Engine, alone
 from npt_core.loading import Runtime
 
 
@@ -25,12 +26,11 @@ def measure_columns(
     """
     model: Any = runtime.model
     whitening = runtime.consolidator.calibration.whitening
-    banks = [_bank(model, whitening, count) for count in counts]
-    engine = Engine(Runner(model), banks[0], ())
+    banks = [alone(_bank, model, whitening, count) for count in counts]
     try:
-        turns = _turns(engine, banks, streams, model.config.vocab_size, seconds * len(banks))
+        with running(model, banks[0], streams) as engine:
+            turns = _turns(engine, banks, streams, model.config.vocab_size, seconds * len(banks))
     finally:
-        engine.close()
         runtime.bank.attach()
     return [
         {
@@ -68,10 +68,13 @@ def _turns(
     turns: list[list[Figures]] = []
     begin = time.perf_counter()
     while len(turns) < 2 or time.perf_counter() - begin < seconds:
-        turn = []
+        turn: list[Figures] = []
         for bank in banks:
             bank.attach()
-            turn.append(measure(engine, streams, vocabulary, 0.0, seed=len(turns)))
+            asked = prompts(streams, vocabulary, seed=len(turns) * len(banks) + len(turn))
+            start = time.perf_counter()
+            answers = answered(engine, asked)
+            turn.append(Figures.of(streams, answers, time.perf_counter() - start))
         turns.append(turn)
     return turns[1:]
 

@@ -1,28 +1,30 @@
-"""A load of equal streams on an engine, and what its clients would see."""
+"""A load of equal streams on an engine."""
 
 import random
-import statistics
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from npt_core.engine import Engine, Event, FinishEvent, GenerationRequest, SamplingParams, TokenEvent
-from npt_core.evaluation.statistics import percentile
+from npt_core.bench.figures import Figures, Timeline, rounds
+from npt_core.engine import (
+    Engine,
+    EngineConfig,
+    Event,
+    FinishEvent,
+    GenerationRequest,
+    Runner,
+    SamplingParams,
+    TokenEvent,
+    alone,
+)
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Tokens a second over all streams; seconds to the first token and between two, by stream."""
-
-    streams: int
-    tokens_per_s: float
-    first_token_p50_s: float | None = None
-    inter_token_p50_s: float | None = None
-    inter_token_p95_s: float | None = None
-    inter_token_p99_s: float | None = None
+POSITIONS = PROMPT_TOKENS + NEW_TOKENS
+_LEAST_PAGES = 64
+_PAGES_PER_STREAM = POSITIONS // 8
+"""Twice what a stream needs at 16 tokens a page, so that no sequence is ever set back."""
 
 
 def prompts(count: int, vocabulary: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -31,45 +33,49 @@ def prompts(count: int, vocabulary: int, seed: int = 0) -> list[tuple[int, ...]]
     return [tuple(draw.randrange(3, vocabulary) for _ in range(PROMPT_TOKENS)) for _ in range(count)]
 
 
-@dataclass
-class _Clock:
-    """Readings at every token of one stream."""
+@contextmanager
+def running(model: Any, bank: Any, streams: int) -> Iterator[Engine]:
+    """An engine that no end token stops, with room for `streams`; closed afterwards.
 
-    begin: float = field(default_factory=time.perf_counter)
-    tokens: list[float] = field(default_factory=list)
+    The weights are laid out on a thread that ends: see `alone`.
+    """
+    runner = alone(Runner, model, max(_LEAST_PAGES, streams * _PAGES_PER_STREAM))
+    usual = EngineConfig()
+    engine = Engine(runner, bank, (), EngineConfig(max_running=max(usual.max_running, streams)))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@dataclass
+class _Listener(Timeline):
+    """The timeline of one stream."""
+
     ended: threading.Event = field(default_factory=threading.Event)
 
     def hear(self, event: Event) -> None:
         if isinstance(event, TokenEvent):
-            self.tokens.append(time.perf_counter())
+            self.mark()
         elif isinstance(event, FinishEvent):
             self.ended.set()
 
 
-def measure(engine: Engine, streams: int, vocabulary: int, seconds: float, seed: int = 0) -> Figures:
+def measure(engine: Engine, streams: int, vocabulary: int, seconds: float) -> Figures:
     """Rounds of `streams` requests at once, for at least `seconds`."""
-    clocks: list[_Clock] = []
-    begin = time.perf_counter()
-    while not clocks or time.perf_counter() - begin < seconds:
-        seed += 1
-        clocks += _round(engine, prompts(streams, vocabulary, seed))
-    wall = time.perf_counter() - begin
-    gaps = [b - a for c in clocks for a, b in zip(c.tokens, c.tokens[1:], strict=False)]
-    return Figures(
-        streams,
-        sum(len(c.tokens) for c in clocks) / wall,
-        statistics.median(c.tokens[0] - c.begin for c in clocks),
-        *(percentile(gaps, share) for share in (0.5, 0.95, 0.99)),
-    )
+    return rounds(streams, seconds, lambda seed: answered(engine, prompts(streams, vocabulary, seed)))
 
 
-def _round(engine: Engine, asked: Sequence[tuple[int, ...]]) -> list[_Clock]:
-    clocks = []
+def answered(
+    engine: Engine, asked: Sequence[tuple[int, ...]], new_tokens: int = NEW_TOKENS
+) -> list[Timeline]:
+    """All of `asked` at once, each to its last token."""
+    listeners = []
     for prompt in asked:
-        clock = _Clock()
-        request = GenerationRequest(prompt, SamplingParams(max_new_tokens=NEW_TOKENS))
-        engine.submit(request).subscribe(clock.hear)
-        clocks.append(clock)
-    for clock in clocks:
-        clock.ended.wait()
-    return clocks
+        listener = _Listener()
+        request = GenerationRequest(prompt, SamplingParams(max_new_tokens=new_tokens))
+        engine.submit(request).subscribe(listener.hear)
+        listeners.append(listener)
+    for listener in listeners:
+        listener.ended.wait()
+    return list(listeners)

@@ -97,7 +97,7 @@ class Background:
             return
         savings = SAVINGS * self._allowance * self._slowest
         room = min(self._credit, self._slowest - self._last)
-        if self._credit <= 0 or (self._credit <= savings and room < self._piece):
+        if self._credit <= 0 or (self._credit <= savings and room <= self._piece):
             return
         begin = time.perf_counter()
         self._deadline = begin + max(room, self._credit - savings)

@@ -1,5 +1,7 @@
-"""`npt bench`: how fast this machine serves a checkpoint, beside transformers."""
+"""`npt bench`: how fast this machine serves a checkpoint, or how fast a running server answers."""
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +12,57 @@ from service.cli.failing import fail, told_in_one_line
 
 def command(
     model: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("models/reference"),
-    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md.")] = Path("runs/bench"),
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="The plain Llama to compare with.  [the model without its adapters]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path(
+        "runs/bench"
+    ),
     streams: Annotated[str, typer.Option(help="Numbers of streams, with commas.")] = "1,4,16,64",
     seconds: Annotated[float, typer.Option(min=0.1, help="Least seconds a measurement.")] = 5.0,
+    url: Annotated[str | None, typer.Option(help="Load this running server instead of a model here.")] = None,
+    writes: Annotated[
+        bool, typer.Option("--writes", help="With --url: again with a fact every second. They stay there.")
+    ] = False,
 ) -> None:
-    """Throughput and latencies in this process, with and without facts landing."""
-    from npt_core.bench import run_bench
+    """Throughput and latencies, with and without facts landing: in this process beside transformers
+    and llama.cpp, or of a running server."""
+    counts = _counts(streams)
+    if url is not None:
+        _load_server(url, counts, seconds, writes, out)
+        return
+    if writes:
+        fail("--writes goes with --url")
+    from transformers.utils import logging
+
+    from npt_core.bench.bench import run_bench
     from npt_core.checkpoint import CheckpointError
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # `generate` warns at every call that no end token will stop it.
+
+    def tell(what: str) -> None:
+        typer.echo(what, err=True)
+
+    with told_in_one_line(CheckpointError, ValueError, OSError):
+        typer.echo(run_bench(model, out, counts, seconds, teacher, tell=tell))
+
+
+def _load_server(url: str, counts: Sequence[int], seconds: float, writes: bool, out: Path) -> None:
+    from npt_core.bench.report import save
+    from service.cli.client import ClientError
+    from service.cli.load import measure_server
+
+    with told_in_one_line(ClientError, OSError):
+        typer.echo(save(asyncio.run(measure_server(url, counts, seconds, writes)), out))
+
+
+def _counts(streams: str) -> tuple[int, ...]:
     try:
         counts = tuple(int(part) for part in streams.split(","))
     except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
         fail(f"--streams {streams!r} is not a list of numbers such as 1,16")
-    with told_in_one_line(CheckpointError, ValueError, OSError):
-        typer.echo(run_bench(model, out, counts, seconds))
+    return counts

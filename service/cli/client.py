@@ -10,10 +10,19 @@ import httpx2
 URL = "http://127.0.0.1:8080"
 WRITE_TIMEOUT_S = 600.0
 """Generous: a fact on a large model may wait for others, and an answer for its turn."""
+_UNLIMITED = httpx2.Limits()
+"""A load of many streams must wait for the server, never for a connection of the client's pool."""
 
 
 class ClientError(Exception):
-    """The server refused, or cannot be reached; the message is for a person."""
+    """The server refused, or cannot be reached; the message is for a person.
+
+    `kind`: status and problem type of a refusal, such as `503 npt:overloaded`; else None.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Client:
@@ -56,7 +65,9 @@ class Client:
 async def connected(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Client]:
     """A client of the server at `url`. Network errors become `ClientError`."""
     try:
-        async with httpx2.AsyncClient(base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S) as http:
+        async with httpx2.AsyncClient(
+            base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S, limits=_UNLIMITED
+        ) as http:
             yield Client(http)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
@@ -81,9 +92,11 @@ def _answer(response: httpx2.Response) -> dict[str, Any]:
 def _check(response: httpx2.Response) -> None:
     if not response.is_error:
         return
+    status = str(response.status_code)
     try:
         problem = response.json()
         told = ": ".join(filter(None, (problem["title"], problem.get("detail"))))
+        kind = f"{status} {problem['type']}"
     except (ValueError, KeyError, TypeError) as error:
-        raise ClientError(f"{response.url} answered {response.status_code}") from error
-    raise ClientError(told)
+        raise ClientError(f"{response.url} answered {status}", status) from error
+    raise ClientError(told, kind)

@@ -111,6 +111,17 @@ def test_model_can_be_asked_without_a_server(monkeypatch: pytest.MonkeyPatch) ->
     assert printed(answer) == " Dr. Sarah Chen.\n"
 
 
+def test_load_of_a_server_is_printed_and_kept(npt: Any, server: ServerProcess, tmp_path: Path) -> None:
+    flags = ["--streams", "1,2", "--seconds", "0.2", "--writes", "--out", str(tmp_path)]
+    table = printed(npt("bench", "--url", server.url, *flags))
+    assert table.strip() == (tmp_path / "bench.md").read_text().strip()
+    assert "| server, a fact every second | 2 |" in table
+    loads = json.loads((tmp_path / "bench.json").read_text())["loads"]
+    assert [row["streams"] for row in loads["server"]] == [1, 2]
+    assert (tmp_path / "bench.png").exists()
+    npt("versions", "activate", "0")
+
+
 def test_serving_strangers_is_refused_in_one_line() -> None:
     assert "reachable from other machines" in refused(run("serve", "--host", "0.0.0.0"))
 

@@ -1,0 +1,62 @@
+"""What clients see of a load: throughput, time to the first token, time between two."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from npt_core.evaluation.statistics import percentile
+
+
+@dataclass
+class Timeline:
+    """When an answer was asked for and when each of its tokens came, in seconds of one clock."""
+
+    begin: float = field(default_factory=time.perf_counter)
+    tokens: list[float] = field(default_factory=list)
+
+    def mark(self) -> None:
+        """A token came just now."""
+        self.tokens.append(time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Tokens a second over all streams; seconds to the first token and between two.
+
+    Percentiles are over all answers and over all gaps of all streams; None where there were none.
+    """
+
+    streams: int
+    tokens_per_s: float
+    first_token_p50_s: float | None = None
+    first_token_p95_s: float | None = None
+    first_token_p99_s: float | None = None
+    inter_token_p50_s: float | None = None
+    inter_token_p95_s: float | None = None
+    inter_token_p99_s: float | None = None
+
+    @classmethod
+    def of(cls, streams: int, answers: Sequence[Timeline], wall_s: float, tokens: int | None = None) -> Self:
+        """Figures of `answers` given within `wall_s`; `tokens` where marks are not one a token."""
+        firsts = [a.tokens[0] - a.begin for a in answers if a.tokens]
+        gaps = [b - a for answer in answers for a, b in zip(answer.tokens, answer.tokens[1:], strict=False)]
+        total = sum(len(answer.tokens) for answer in answers) if tokens is None else tokens
+        return cls(streams, total / wall_s, *_percentiles(firsts), *_percentiles(gaps))
+
+
+def rounds(streams: int, seconds: float, answered: Callable[[int], Sequence[Timeline]]) -> Figures:
+    """Rounds `answered(seed)` of `streams` answers each, for at least `seconds`, after one to warm up."""
+    answered(0)
+    answers: list[Timeline] = []
+    begin, seed = time.perf_counter(), 0
+    while not answers or time.perf_counter() - begin < seconds:
+        seed += 1
+        answers += answered(seed)
+    return Figures.of(streams, answers, time.perf_counter() - begin)
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    if not values:
+        return None, None, None
+    return percentile(values, 0.5), percentile(values, 0.95), percentile(values, 0.99)

@@ -1,0 +1,96 @@
+"""The bound that memory sets: bytes a token moves, over bytes a second that can be read."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from npt_core.bench.load import NEW_TOKENS, PROMPT_TOKENS
+from npt_core.model import NPTForCausalLM
+
+_BIG = 2**30
+"""Bytes of the array that stands for memory; caches of a few hundred MiB exist."""
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes a second, the best of several passes with torch's threads.
+
+    `memory` is read from an array far larger than caches; `copied` counts a copy's reads and
+    writes; `resident` is read again and again from an array of the model's own size, which a
+    large cache may hold.
+    """
+
+    memory: float
+    copied: float
+    resident: float
+
+
+def measure_roofline(
+    models: Mapping[str, NPTForCausalLM], loads: Mapping[str, Sequence[Mapping[str, Any]]], streams: int
+) -> dict[str, Any]:
+    """The bandwidth, and for each row of `loads` in `models` its bound at `streams` and its share of it.
+
+    A share above 1 means that the weights come from a cache.
+    """
+    largest = max(weight_bytes(model) for model in models.values())
+    bandwidth = measure_bandwidth(largest)
+    lines = []
+    for name, model in models.items():
+        moved = bytes_per_token(model, streams)
+        bound = bandwidth.memory / moved
+        reached = next((f.get("tokens_per_s") for f in loads[name] if f["streams"] == streams), None)
+        lines.append(
+            {
+                "row": name,
+                "bytes_per_token": moved,
+                "bound_tokens_per_s": bound,
+                "bound_resident_tokens_per_s": bandwidth.resident / moved,
+                "reached_tokens_per_s": reached,
+                "share": None if reached is None else reached / bound,
+            }
+        )
+    return {"streams": streams, "bandwidth": asdict(bandwidth), "lines": lines}
+
+
+def measure_bandwidth(model_bytes: int) -> Bandwidth:
+    """Takes 2 GiB for a moment."""
+    big = torch.ones(_BIG // 4)
+    memory = _BIG / _least_seconds(lambda: big.sum(), _REPEATS)
+    target = torch.empty_like(big)
+    copied = 2 * _BIG / _least_seconds(lambda: target.copy_(big), _REPEATS)
+    small = torch.ones(max(model_bytes // 4, 1))
+    resident = 4 * len(small) / _least_seconds(lambda: small.sum(), 10 * _REPEATS)
+    return Bandwidth(memory, copied, resident)
+
+
+def weight_bytes(model: NPTForCausalLM) -> int:
+    """Bytes of weights that one step reads: all but an embedding that is no head, too."""
+    weights = {id(p): p for p in model.parameters()}
+    if not model.config.tie_word_embeddings:
+        del weights[id(model.model.embed_tokens.weight)]
+    return sum(p.numel() * p.element_size() for p in weights.values())
+
+
+def bytes_per_token(model: NPTForCausalLM, streams: int) -> int:
+    """Bytes moved for one token of one of `streams` streams, halfway through its answer.
+
+    The weights are read once a step for all streams, keys and values once for each.
+    """
+    projections: list[Any] = [layer.self_attn.k_proj for layer in model.model.layers]
+    entry: int = sum(2 * p.out_features * p.weight.element_size() for p in projections)
+    length = PROMPT_TOKENS + NEW_TOKENS // 2
+    moved = entry * (length + 1)  # all entries so far are read, one is written
+    return weight_bytes(model) // streams + moved
+
+
+def _least_seconds(work: Callable[[], object], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begin)
+    return best

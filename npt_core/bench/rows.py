@@ -1,0 +1,11 @@
+"""Names of the rows that tables and plots share."""
+
+NPT = "npt engine"
+PLAIN = "npt engine, plain Llama"
+GENERATE = "transformers generate"
+CONTINUOUS = "transformers continuous batching"
+LLAMA_CPP = "llama.cpp, plain Llama"
+BEFORE = "npt engine, before the writer starts"
+WRITING = "npt engine, a fact every second"
+SERVER = "server"
+SERVER_WRITING = "server, a fact every second"
