@@ -70,13 +70,14 @@ class Runner:
         batch: Batch,
         masks: list[Tensor | None],
     ) -> Tensor:
-        """Attention output `[rows, d]` of the normed input `n` `[rows, d]`."""
+        """Attention output `[rows, d]` of the normed input `n` `[rows, d]`; before `o_proj` in V2."""
         qkv = layer.qkv(n).view(n.shape[0], -1, self._width)
         rotated, v = qkv.split([self._heads + self._kv_heads, self._kv_heads], 1)
         rotated = _rotate(rotated, *rotary)
         q, k = rotated.split([self._heads, self._kv_heads], 1)
         self.memory.write(index, batch.slots, k, v)
-        return layer.o(self.memory.attend(index, batch, masks, q, self._scale))
+        mixed = self.memory.attend(index, batch, masks, q, self._scale)
+        return mixed if layer.o is None else layer.o(mixed)
 
     def _logits(self, x: Tensor, samples: Tensor) -> Tensor:
         count = samples.shape[0]

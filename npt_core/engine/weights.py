@@ -8,7 +8,7 @@ originals were changed in place.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,21 @@ class Fused:
         return torch.cat([_product(part, matrix, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
 
 
+class Chained(Fused):
+    """`x -> W_2 (W_1 x + b_1)` as one map: one product instead of two, and fewer weights to read.
+
+    Multiplied out in float64 and rounded once, it is as near to the exact result as the two in a row.
+    """
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Multiply the weights as they are now."""
+        first, second = self._linears
+        weight, bias = second.weight.double(), cast(Tensor | None, first.bias)
+        self._matrix = (weight @ first.weight.double()).T.to(first.weight.dtype).contiguous()
+        self._bias = None if bias is None else (weight @ bias.double()).to(bias.dtype)
+
+
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
 
@@ -105,7 +120,6 @@ class LayerWeights:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv = Fused([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o = Fused([attention.o_proj])
         self.gate_up = Fused([mlp.gate_proj, mlp.up_proj])
         self.down = Fused([mlp.down_proj])
         self.input_norm = Norm(layer.input_layernorm)
@@ -114,25 +128,25 @@ class LayerWeights:
         self.mlp = mlp  # its `plastic` is looked up at every step: a bank may be attached later
         self.residual = layer.variant != "v2"
         adapter = mlp.adapter
+        self.o: Fused | None = Fused([attention.o_proj])
         self.low: Fused | None = None if adapter is None else Fused([adapter.A])
+        if adapter is not None and not self.residual:
+            # In V2 the adapter alone reads what attention gives.
+            self.o, self.low = None, Chained([attention.o_proj, adapter.A])
         heads = [] if adapter is None else [h for h in (adapter.B_add, adapter.B_mult) if h is not None]
         self.modulate: Fused | None = Fused(heads) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
         # Makes `modulate` give `1 + mult` where the scale is 1: one pass over the gate less.
-        self.unit = (
-            torch.cat([h.weight.new_full((h.out_features,), h is adapter.B_mult) for h in heads])
-            if heads
-            else None
-        )
+        ones = [h.weight.new_full((h.out_features,), h is adapter.B_mult) for h in heads]
+        self.unit = torch.cat(ones) if ones else None
 
     def modulated(self, g: Tensor, a: Tensor, scales: float | Tensor | None) -> Tensor:
-        """The gate `g` `[rows, d_ffn]` under the attention output `a` `[rows, d]`."""
+        """The gate `g` `[rows, d_ffn]` under `a` `[rows, d]`: the attention output, before `o_proj` in V2."""
         if self.low is None or self.modulate is None:
             return g
-        parts = self.modulate(self.low(a), shift=self.unit if scales is None else None).split(
-            self.modulate.widths, -1
-        )
+        unit = self.unit if scales is None else None
+        parts = self.modulate(self.low(a), shift=unit).split(self.modulate.widths, -1)
         add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None
         if scales is not None or mult is None:
             return Modulation(add, mult).apply(g, scales)

@@ -53,6 +53,9 @@ MODELS: dict[str, Callable[[], NPTForCausalLM]] = {
     "plain, biases": lambda: plain(attention_bias=True, mlp_bias=True, num_key_value_heads=4),
     "v1": lambda: awakened(convert_llama_to_npt(llama(), "all", "v1", rank=6)).eval(),
     "v2": lambda: awakened(convert_llama_to_npt(llama(), "all", "v2", rank=6)).eval(),
+    "v2, biases": lambda: awakened(
+        convert_llama_to_npt(llama(attention_bias=True), "all", "v2", rank=6)
+    ).eval(),
     "v2, additive": lambda: awakened(
         convert_llama_to_npt(llama(), "all", "v2", rank=6, modulation_type="additive")
     ).eval(),
