@@ -68,10 +68,16 @@ def measure_bandwidth(model_bytes: int) -> Bandwidth:
 
 
 def weight_bytes(model: NPTForCausalLM) -> int:
-    """Bytes of weights that one step reads: all but an embedding that is no head, too."""
+    """Bytes of weights that one step of our engine reads: all but an embedding that is no head, and but
+    `o_proj` of V2 layers, which is multiplied into the adapter's A.
+    """
     weights = {id(p): p for p in model.parameters()}
     if not model.config.tie_word_embeddings:
         del weights[id(model.model.embed_tokens.weight)]
+    layers: Any = model.model.layers
+    for layer in layers:
+        if layer.variant == "v2":
+            del weights[id(layer.self_attn.o_proj.weight)]
     return sum(p.numel() * p.element_size() for p in weights.values())
 
 
