@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -175,6 +175,15 @@ class Interleaving:
         self.history.append(then)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second one, and wait for it where others compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_fact_changes_an_answer_and_sets_of_facts_differ(name: str) -> None:
     """Otherwise the comparisons below would say nothing."""
@@ -188,7 +197,7 @@ def test_every_fact_changes_an_answer_and_sets_of_facts_differ(name: str) -> Non
     assert len({tuple(tokens(fresh(world, alive, p)) for p in PROMPTS) for alive in sets}) == len(sets)
 
 
-@pytest.mark.parametrize(("name", "few", "many"), [("tiny", 20, 500), ("wide", 5, 500)])
+@pytest.mark.parametrize(("name", "few", "many"), [("tiny", 20, 500), ("wide", 3, 100)])
 def test_answers_are_those_of_fresh_processes_through_random_interleavings(
     stress: bool, name: str, few: int, many: int
 ) -> None:
