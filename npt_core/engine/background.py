@@ -17,6 +17,8 @@ from greenlet import getcurrent, greenlet
 T = TypeVar("T")
 FORGETTING = 0.98
 """With each step, and each piece, the slowest so far counts so much of what it did."""
+RISE, FILL = 1.25, 0.8
+"""A step makes the slowest so far at most so many times slower; a short one is filled up to this part."""
 SAVINGS = 20
 """What may be saved up for short steps, in shares of a slow one."""
 
@@ -78,7 +80,9 @@ class Background:
     def earn(self, step_seconds: float) -> None:
         """A step took so long: pieces may take their share of it."""
         self._last = step_seconds
-        self._slowest = max(step_seconds, FORGETTING * self._slowest)
+        # One that stands out alone counts little: what delayed it says nothing about the next.
+        believed = min(step_seconds, RISE * self._slowest) if self._slowest else step_seconds
+        self._slowest = max(believed, FORGETTING * self._slowest)
         saved = self._credit if self.pending else min(self._credit, 0.0)
         self._credit = saved + self._allowance * step_seconds
 
@@ -96,7 +100,7 @@ class Background:
             self._resume()
             return
         savings = SAVINGS * self._allowance * self._slowest
-        room = min(self._credit, self._slowest - self._last)
+        room = min(self._credit, FILL * self._slowest - self._last)
         if self._credit <= 0 or (self._credit <= savings and room <= self._piece):
             return
         begin = time.perf_counter()
