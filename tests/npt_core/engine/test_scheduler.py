@@ -177,6 +177,17 @@ def test_known_prefix_is_not_computed_again_but_its_last_token_is() -> None:
     assert spans[-1] == (1, 32, 48)
 
 
+def test_pages_of_an_answer_are_not_found_by_those_who_continue_it() -> None:
+    """Decoding rounds differently from reading: a hit would change bits."""
+    queue = scheduler()
+    first = sequence(20, new=40)
+    queue.add(first)
+    while len(first.tokens) < first.limit:
+        compute(queue)
+    queue.add(Sequence(GenerationRequest(tuple(first.tokens)), Stream(1, 0), 0, 70))
+    assert compute(queue)[-1][:2] == (1, PAGE)
+
+
 def test_other_version_shares_nothing() -> None:
     queue = scheduler()
     queue.add(sequence(48))
