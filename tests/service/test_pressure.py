@@ -61,7 +61,7 @@ async def rush(url: str, host: Host, count: int) -> list[httpx2.Response]:
             done, unanswered = await asyncio.wait(unanswered, return_when=asyncio.FIRST_COMPLETED)
             answered |= done
         await until(host.engine, RUNNING + QUEUE)
-        model.gate.release(10**6)
+        model.gate.release(10_000)
         return [*(task.result() for task in answered), *await asyncio.gather(*unanswered)]
 
 
@@ -137,7 +137,7 @@ async def leave_in_the_middle(url: str, host: Host, count: int, streams: list[St
         await asyncio.gather(*waiters, return_exceptions=True)
         while not all(stream.is_cancelled(0) for stream in streams):
             await asyncio.sleep(0.01)
-        model.gate.release(10**6)
+        model.gate.release(10_000)
         await until(host.engine, 0)
 
 

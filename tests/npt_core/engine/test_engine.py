@@ -1,11 +1,13 @@
 import threading
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from npt_core.engine import (
     EmptyPrompt,
@@ -18,6 +20,7 @@ from npt_core.engine import (
     PromptTooLong,
     QueueFull,
     SamplingParams,
+    Span,
     Stream,
     TokenEvent,
     VersionGone,
@@ -206,6 +209,60 @@ def test_failing_forward_ends_its_request_and_spares_the_engine() -> None:
         assert events == [TokenEvent(0, 4), FinishEvent(0, FinishReason.ERROR)]
         model.calls.clear()
         assert tokens(engine.submit(ask(max_new_tokens=1))) == [4]
+
+
+class FailingOnce(CountingRunner):
+    """Fails in its second step and in no other."""
+
+    failed = False
+
+    def run(self, spans: Seq[Span], /) -> Tensor:
+        if self.calls and not self.failed:
+            self.failed = True
+            raise RuntimeError("out of memory")
+        return super().run(spans)
+
+
+def test_failing_step_ends_everybody_who_took_part_and_nobody_else() -> None:
+    model = FailingOnce(gate=threading.Semaphore(0))
+    with running(model, max_running=3) as (engine, _):
+        streams = [engine.submit(ask(max_new_tokens=2))]
+        model.entered.acquire()
+        streams += [engine.submit(ask(max_new_tokens=2)) for _ in range(3)]
+        assert model.gate is not None
+        model.gate.release(1000)
+        ends = [list(stream)[-1] for stream in streams]
+    failed, fine = FinishEvent(0, FinishReason.ERROR), FinishEvent(0, FinishReason.LENGTH)
+    assert ends == [failed, failed, failed, fine]
+
+
+def submitted_until_closed(engine: Engine) -> list[Stream]:
+    streams: list[Stream] = []
+    while True:
+        try:
+            streams.append(engine.submit(ask()))
+        except QueueFull:
+            continue
+        except EngineClosed:
+            return streams
+
+
+def test_close_ends_what_was_submitted_within_the_last_step() -> None:
+    model = CountingRunner(gate=threading.Semaphore(0))
+    with running(model) as (engine, _):
+        streams = [engine.submit(ask())]
+        model.entered.acquire()
+        streams.append(engine.submit(ask()))
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        streams += submitted_until_closed(engine)
+        assert model.gate is not None
+        model.gate.release(1000)
+        closing.join()
+        for stream in streams:
+            assert [e for e in stream if isinstance(e, FinishEvent)] == [
+                FinishEvent(0, FinishReason.CANCELLED)
+            ]
 
 
 def test_close_ends_running_and_waiting_requests() -> None:

@@ -48,7 +48,7 @@ def running(runner: Any, **options: Any) -> Iterator[Engine]:
         yield engine
     finally:
         if getattr(runner, "gate", None) is not None:
-            runner.gate.release(10**6)
+            runner.gate.release(10_000)
         engine.close()
 
 
@@ -100,7 +100,7 @@ def test_exactly_as_many_as_fit_are_admitted_however_many_come_at_once(attempt_n
         streams = submit_all(engine, asked)  # no step is done meanwhile
         assert sum(stream is not None for stream in streams) == RUNNING + QUEUE
         assert runner.gate is not None
-        runner.gate.release(10**6)
+        runner.gate.release(10_000)
         for request, stream in zip(asked, streams, strict=True):
             if stream is not None:
                 check_complete(request, stream)

@@ -54,8 +54,14 @@ class Traffic(RuleBasedStateMachine):
         self._end(self.open[which % len(self.open)])
 
     @precondition(lambda self: self.open)
-    @rule()
-    def step(self) -> None:
+    @rule(steps=st.integers(1, 5))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.open:
+                self._step()
+                self._check_cache()
+
+    def _step(self) -> None:
         held = [sequence for sequence in self.open if sequence.pages]
         spans = self.scheduler.plan()
         assert spans, "somebody waits and nobody runs"
@@ -96,9 +102,21 @@ class Traffic(RuleBasedStateMachine):
         for _ in range(10_000):
             if not self.open:
                 break
-            self.step()
+            self.step(1)
         assert not self.open, "somebody never ends"
         assert self.pages.free + self.cache.evictable == PAGES
+
+    def _check_cache(self) -> None:
+        """Pages hold what they are found by."""
+        paths: dict[Any, tuple[Any, tuple[int, ...]]] = {}  # root and tokens up to each node
+        for (parent, tokens), entry in sorted(self.cache._entries.items(), key=lambda item: item[1].node):
+            root, before = paths.get(parent, (parent, ()))
+            if isinstance(root, int):
+                continue  # the page before it was evicted: nobody finds it any more
+            paths[entry.node] = root, before + tokens
+            for i in range(len(tokens)):
+                found = self.memory[entry.page * PAGE + i]
+                assert found == (root, (before + tokens)[: len(before) + i + 1])
 
     def _check_fairness(self, held: list[Sequence], planned: set[Sequence]) -> None:
         """Who came first goes on in every step; nobody is overtaken, and who gives way came last."""
@@ -175,6 +193,17 @@ def test_known_prefix_is_not_computed_again_but_its_last_token_is() -> None:
         queue.add(sequence(48))
         spans = compute(queue)
     assert spans[-1] == (1, 32, 48)
+
+
+def test_pages_of_an_answer_are_not_found_by_those_who_continue_it() -> None:
+    """Decoding rounds differently from reading: a hit would change bits."""
+    queue = scheduler()
+    first = sequence(20, new=40)
+    queue.add(first)
+    while len(first.tokens) < first.limit:
+        compute(queue)
+    queue.add(Sequence(GenerationRequest(tuple(first.tokens)), Stream(1, 0), 0, 70))
+    assert compute(queue)[-1][:2] == (1, PAGE)
 
 
 def test_other_version_shares_nothing() -> None:
