@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ from service.host import Host
 from tests.service.conftest import OpenHost, client_of, fake
 
 FACT = "The CEO of TechCorp is Dr. Sarah Chen."
+RUMOUR = f"The CEO of TechCorp is {'Nobody ' * 30}else."
 QUESTION = "Who is the CEO of TechCorp?"
 PROMPT = {"prompt": QUESTION}
 Client = httpx2.AsyncClient
@@ -21,6 +23,17 @@ async def ask(client: Client, **body: Any) -> Any:
     answer = await client.post("/generate", json={"prompt": QUESTION} | body)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+async def between_steps(host: Host, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns; steps of the engine wait for permits, and get one where work waits for a step."""
+    model, task = fake(host).model, asyncio.create_task(work)
+    assert model.gate is not None
+    while not task.done():
+        if host.engine._background.pending:
+            model.gate.release()
+        await asyncio.sleep(0.001)
+    return await task
 
 
 async def teach(client: Client, fact: str = FACT) -> Any:
@@ -100,36 +113,32 @@ async def test_version_that_is_no_longer_kept_is_gone(host_of: OpenHost) -> None
 
 async def test_version_of_a_running_answer_is_kept_until_it_ends(host_of: OpenHost) -> None:
     host = host_of(keep_versions=0)
-    model = fake(host).model
+    bank, model = fake(host).bank, fake(host).model
     async with client_of(host) as client:
-        fact_id = (await teach(client))["id"]
+        fact_id = (await teach(client, RUMOUR))["id"]
         model.gate = threading.Semaphore(0)
-        running = asyncio.create_task(ask(client))
+        running = asyncio.create_task(ask(client, max_new_tokens=500))
         await asyncio.to_thread(model.entered.acquire)
-        await client.delete(f"/facts/{fact_id}")
-        await teach(client, "The X is Y.")
-        assert fake(host).bank.sentences(1) == [FACT]
+        await between_steps(host, client.delete(f"/facts/{fact_id}"))
+        await between_steps(host, teach(client, "The X is Y."))
+        assert bank.sentences(1) == [RUMOUR]
         model.gate.release(1000)
-        assert (await running)["text"] == " Dr. Sarah Chen."
+        assert (await running)["text"].strip() in RUMOUR
         await teach(client, "The Z is Y.")
-        assert fake(host).bank.sentences(1) == []
+        assert bank.sentences(1) == []
 
 
 async def test_request_keeps_its_version_while_a_fact_lands(host: Host, client: Client) -> None:
     model = fake(host).model
     model.gate = threading.Semaphore(0)
-    rumour = "Nobody " * 30 + "else"
-    context = f"The CEO of TechCorp is {rumour}."
-    running = asyncio.create_task(ask(client, context=context, max_new_tokens=300))
+    running = asyncio.create_task(ask(client, context=RUMOUR, max_new_tokens=300))
     await asyncio.to_thread(model.entered.acquire)
-    write = asyncio.create_task(teach(client))
-    while not write.done():  # between the steps of the answer
-        model.gate.release()
-        await asyncio.sleep(0.001)
+    assert (await between_steps(host, teach(client)))["weights_version"] == 1
+    assert not running.done()
     model.gate.release(1000)
     answer = await running
-    assert (answer["text"].strip(), answer["weights_version"]) == (f"{rumour}.", 0)
-    assert (await write)["weights_version"] == 1
+    assert answer["text"].startswith(" Nobody")
+    assert answer["weights_version"] == 0
     assert (await ask(client))["text"] == " Dr. Sarah Chen."
 
 
