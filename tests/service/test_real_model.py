@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 """The service around a real, small, random NPT: versions, restarts, and a fact it cannot read."""
 
 from dataclasses import dataclass, replace
@@ -28,9 +30,8 @@ class Scribble:
 
     runtime: npt_core.loading.Runtime
 
-    @property
-    def model(self) -> Any:
-        return self.runtime.consolidator.model
+    def give_way(self, _pause: Callable[[], None], /) -> None:
+        """It takes no time."""
 
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         config = self.runtime.model.config

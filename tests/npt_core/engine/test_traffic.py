@@ -85,7 +85,7 @@ class Traffic(RuleBasedStateMachine):
         self.ears.start()
         self.gate = threading.Semaphore(0)
         self.runner = RememberingRunner(self.gate, PAGES)
-        self.bank = SimpleNamespace(version=0)
+        self.bank = SimpleNamespace(version=0, oldest=0)
         self.clients: list[Client] = []
         self.in_step = False
 
