@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npt_core.layers import Modulation
-
 MIN_ROWS, MAX_ROWS = 2, 128
 """Rows of one product. For one row MKL takes another kernel, and from about 200 on it splits the
 sum over the inputs between its threads: both would round differently.
@@ -53,12 +51,9 @@ class Fused:
         """The originals."""
         return [p for linear in self._linears for p in linear.parameters()]
 
-    def __call__(self, x: Tensor, matrix: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """`[rows, in]` to `[rows, out]`.
-
-        `matrix` `[in, out]` may stand for the weights; `shift` `[out]` is added where the maps have no bias.
-        """
-        rows, bias = x.shape[0], shift if self._bias is None else self._bias
+    def __call__(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """`[rows, in]` to `[rows, out]`; `matrix` `[in, out]` may stand for the weights."""
+        rows, bias = x.shape[0], self._bias
         matrix = self._matrix if matrix is None else matrix
         if rows == 1 and not x.is_cuda:
             return _product(x.expand(MIN_ROWS, -1), matrix, bias)[:1]
@@ -137,20 +132,20 @@ class LayerWeights:
         self.modulate: Fused | None = Fused(heads) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
-        # Makes `modulate` give `1 + mult` where the scale is 1: one pass over the gate less.
-        ones = [h.weight.new_full((h.out_features,), h is adapter.B_mult) for h in heads]
-        self.unit = torch.cat(ones) if ones else None
 
     def modulated(self, g: Tensor, a: Tensor, scales: float | Tensor | None) -> Tensor:
         """The gate `g` `[rows, d_ffn]` under `a` `[rows, d]`: the attention output, before `o_proj` in V2."""
         if self.low is None or self.modulate is None:
             return g
-        unit = self.unit if scales is None else None
-        parts = self.modulate(self.low(a), shift=unit).split(self.modulate.widths, -1)
-        add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None
-        if scales is not None or mult is None:
-            return Modulation(add, mult).apply(g, scales)
-        return g * mult if add is None else torch.addcmul(add, g, mult)
+        both = self.modulate(self.low(a))
+        parts: tuple[Tensor, ...] = (both if scales is None else both * scales).split(
+            self.modulate.widths, -1
+        )
+        # The same steps with a scale as without: 1 and none at all give the same bits.
+        if self.multiplicative:
+            mult = parts[-1] + 1
+            return torch.addcmul(parts[0], g, mult) if self.additive else g * mult
+        return g + parts[0]
 
     @property
     def copies(self) -> list[Fused | Norm]:

@@ -1,7 +1,6 @@
-from collections.abc import Callable
-
 """The service around a real, small, random NPT: versions, restarts, and a fact it cannot read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

@@ -142,21 +142,25 @@ def wide(**overrides: Any) -> NPTForCausalLM:
 
 
 def test_company_changes_no_bit_of_the_logits() -> None:
-    """Alone; in a crowd; with so few pages that sequences are preempted; all after one another."""
+    """Alone; in a crowd; with so few pages that sequences are preempted; at several scales."""
     model = wide()
     asked = [*prompts(12, 150), *(p * 5 for p in prompts(2, 80))]
     asked.append(asked[3] + asked[5])
     alone, crowded, cramped = (Recording(Runner(model, pages)) for pages in (64, 400, 34))
     new = SamplingParams(max_new_tokens=24, temperature=1.0, seed=5)
+    requests = [
+        GenerationRequest(prompt, new, modulation_scale=(None, 1.0, 0.5)[i % 3])
+        for i, prompt in enumerate(asked)
+    ]
     engine = Engine(alone, Base(), (), EngineConfig(max_running=1, prefix_cache=False))
-    solo = [heard(engine.submit(GenerationRequest(prompt, new))) for prompt in asked]
+    solo = [heard(engine.submit(request)) for request in requests]
     engine.close()
     for runner, config in (
         (crowded, EngineConfig(max_running=32, batch_tokens=256)),
         (cramped, EngineConfig(max_running=8, batch_tokens=48)),
     ):
         engine = Engine(runner, Base(), (), config)
-        streams = [engine.submit(GenerationRequest(prompt, new)) for prompt in asked]
+        streams = [engine.submit(request) for request in requests]
         assert [heard(stream) for stream in streams] == solo
         assert (engine.preemptions > 0) == (runner is cramped)
         engine.close()
