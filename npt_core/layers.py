@@ -48,9 +48,9 @@ class Modulation(NamedTuple):
     def apply(self, gate: Tensor, scale: ModulationScale = None) -> Tensor:
         """`gate * (1 + s mult) + s add`; `scale` is a number or `[B]`, `None` means 1."""
         add, mult = _scaled(self.add, scale), _scaled(self.mult, scale)
-        if mult is not None:
-            gate = gate * (1 + mult)
-        return gate if add is None else gate + add
+        if mult is None:
+            return gate if add is None else gate + add
+        return gate * (1 + mult) if add is None else torch.addcmul(add, gate, 1 + mult)
 
     def change(self, gate: Tensor) -> Tensor:
         """`gate * mult + add`, what `apply` changes at scale 1, in fp32 or wider.

@@ -67,7 +67,7 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
         # A damaged ledger is told at once, not after the model took its time to load.
         ledger = Ledger(settings.data / LEDGER_FILE)
         blobs = BlobStore(settings.data / BLOB_FOLDER)
-        runtime, runner = alone(lambda: _prepared(settings, load_runtime, ledger, blobs))
+        runtime, runner = alone(_prepared, settings, load_runtime, ledger, blobs)
         return _assemble(settings, runtime, runner, ledger, blobs, lock)
     except BaseException:
         lock.release()

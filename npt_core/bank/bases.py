@@ -4,7 +4,6 @@ The model's own weights are never written. A fold puts `original + delta` into a
 readers of older versions go on with what they had.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,19 +53,18 @@ def retained(bases: Bases, oldest: int) -> Bases:
     return later if current is None else (Base(oldest, current), *later)
 
 
-def project(bases: Bases, product: Product, z: Tensor, versions: Sequence[int]) -> Tensor:
-    """`z` `[B, ..., d_ffn]` to `[B, ..., d]`, each request by the generation that its version reads.
+def project(bases: Bases, product: Product, z: Tensor, versions: Tensor) -> Tensor:
+    """`z` `[B, ..., d_ffn]` to `[B, ..., d]`, each request by the generation that its version, one of
+    `[B]`, reads.
 
-    Only generations that are asked for are multiplied, each with its own requests.
+    Each generation that is asked for is multiplied with the whole batch: a product over some of the rows
+    could round differently.
     """
-    groups: dict[int, tuple[Tensor | None, list[int]]] = {}
-    for row, version in enumerate(versions):
-        matrix = matrix_at(bases, version)
-        groups.setdefault(id(matrix), (matrix, []))[1].append(row)
-    if len(groups) == 1:
-        return product(z, matrix)
-    order = torch.tensor([row for _, rows in groups.values() for row in rows])
-    back = order.argsort().to(z.device)
-    parts = z[order.to(z.device)].split([len(rows) for _, rows in groups.values()])
-    done = [product(part, matrix) for part, (matrix, _) in zip(parts, groups.values(), strict=True)]
-    return torch.cat(done)[back]
+    asked = versions.tolist()
+    matrices = {id(matrix): matrix for matrix in (matrix_at(bases, version) for version in asked)}
+    products = {key: product(z, matrix) for key, matrix in matrices.items()}
+    y = products.popitem()[1]
+    for key, other in products.items():
+        reads = torch.tensor([id(matrix_at(bases, version)) == key for version in asked], device=z.device)
+        y = torch.where(reads.view(-1, *[1] * (z.dim() - 1)), other, y)
+    return y

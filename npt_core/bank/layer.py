@@ -42,7 +42,7 @@ class PlasticLayer:
             return product(z, None)
         version = self._asked(weights_version)
         if isinstance(version, Tensor):
-            return project(bases, product, z, version.tolist())
+            return project(bases, product, z, version)
         return product(z, matrix_at(bases, version))
 
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Results as JSON, as tables in Markdown, and as a picture."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,108 +20,129 @@ def save(results: Mapping[str, Any], out: Path) -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures of a run; sections that were not measured are left out."""
-    parts = [
+    sections = [
         _loads(results["loads"]),
         _overhead(results.get("overhead", ())),
-        _roofline(results.get("roofline")),
+        _roofline(results["roofline"]) if "roofline" in results else "",
         _writing(results.get("writing", ())),
         _columns(results.get("columns", ())),
-        _startup(results.get("startup")),
+        _startup(results["startup"]) if "startup" in results else "",
         _plain(results.get("conditions", {})),
     ]
-    sections = ["\n".join(lines) for part in parts if (lines := list(part))]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _loads(loads: Mapping[str, Any]) -> Iterator[str]:
-    errors = any("errors" in figures for rows in loads.values() for figures in rows)
-    last = " errors |" if errors else ""
-    yield (
-        "| what | streams | tokens/s | first token p50 / p95 / p99 ms "
-        f"| between tokens p50 / p95 / p99 ms |{last}"
-    )
-    yield "|---|---|---|---|---|" + ("---|" if errors else "")
-    for name, rows in loads.items():
-        for figures in rows:
-            yield _row(name, figures) + (f" {_reasons(figures.get('errors', {}))} |" if errors else "")
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; nothing, where there are no rows."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join((f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines)) if lines else ""
 
 
-def _row(name: str, figures: Mapping[str, Any]) -> str:
+def _loads(loads: Mapping[str, Any]) -> str:
+    head = [
+        "what",
+        "streams",
+        "tokens/s",
+        "first token p50 / p95 / p99 ms",
+        "between tokens p50 / p95 / p99 ms",
+    ]
+    rows = [[name, *_load(figures)] for name, measured in loads.items() for figures in measured]
+    if any("errors" in figures for measured in loads.values() for figures in measured):
+        head.append("errors")
+        told = [figures.get("errors", {}) for measured in loads.values() for figures in measured]
+        rows = [[*row, _reasons(errors)] for row, errors in zip(rows, told, strict=True)]
+    return _table(head, rows)
+
+
+def _load(figures: Mapping[str, Any]) -> list[object]:
     if "failed" in figures:
         reason = figures["failed"]
         told = reason if reason.startswith("not installed") else f"failed: {reason}"
-        return f"| {name} | {figures['streams']} | {told} | | |"
+        return [figures["streams"], told, "-", "-"]
     first, between = (
         " / ".join(_ms(figures[f"{which}_token_{q}_s"]) for q in ("p50", "p95", "p99"))
         for which in ("first", "inter")
     )
-    return f"| {name} | {figures['streams']} | {figures['tokens_per_s']:.0f} | {first} | {between} |"
+    return [figures["streams"], f"{figures['tokens_per_s']:.0f}", first, between]
 
 
-def _overhead(found: Any) -> Iterator[str]:
-    if found:
-        yield "| streams | NPT over plain Llama, tokens/s: median of turns | least, most |"
-        yield "|---|---|---|"
-    for line in found:
-        spread = f"{line['ratio_least']:.3f}, {line['ratio_most']:.3f}"
-        yield f"| {line['streams']} | {line['ratio_p50']:.3f} | {spread} |"
+def _overhead(found: Iterable[Mapping[str, Any]]) -> str:
+    return _table(
+        ["streams", "NPT over plain Llama, tokens/s: median of turns", "least, most"],
+        [
+            (
+                line["streams"],
+                f"{line['ratio_p50']:.3f}",
+                f"{line['ratio_least']:.3f}, {line['ratio_most']:.3f}",
+            )
+            for line in found
+        ],
+    )
 
 
-def _roofline(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if found is None:
-        return
+def _roofline(found: Mapping[str, Any]) -> str:
     bandwidth = found["bandwidth"]
-    yield (
+    told = (
         f"Roofline at {found['streams']} stream(s): memory gives {_giga(bandwidth['memory'])} GB/s, "
         f"an array of the model's size, which a cache may hold, {_giga(bandwidth['resident'])} GB/s."
     )
-    yield ""
-    yield "| what | MB moved a token | bound tokens/s (from cache) | reached | share of the bound |"
-    yield "|---|---|---|---|---|"
-    for line in found["lines"]:
-        reached, share = line["reached_tokens_per_s"], line["share"]
-        told = "- | -" if reached is None else f"{reached:.0f} | {share:.0%}"
-        yield (
-            f"| {line['row']} | {line['bytes_per_token'] / 1e6:.1f} | {line['bound_tokens_per_s']:.0f} "
-            f"({line['bound_resident_tokens_per_s']:.0f}) | {told} |"
-        )
+    head = ["what", "MB moved a token", "bound tokens/s (from cache)", "reached", "share of the bound"]
+    return f"{told}\n\n{_table(head, map(_bound, found['lines']))}"
 
 
-def _writing(found: Any) -> Iterator[str]:
-    if found:
-        yield "| beside streams | facts written | refused | a fact took p50, max s | bank pause p50, max ms |"
-        yield "|---|---|---|---|---|"
-    for line in found:
-        took = f"{_seconds(line['write_p50_s'])}, {_seconds(line['write_max_s'])}"
-        pause = f"{_ms(line['publication_p50_s'], 2)}, {_ms(line['publication_max_s'], 2)}"
-        yield f"| {line['streams']} | {line['written']} | {_reasons(line['refused'])} | {took} | {pause} |"
+def _bound(line: Mapping[str, Any]) -> list[str]:
+    reached, share = line["reached_tokens_per_s"], line["share"]
+    bound, resident = line["bound_tokens_per_s"], line["bound_resident_tokens_per_s"]
+    return [
+        line["row"],
+        f"{line['bytes_per_token'] / 1e6:.1f}",
+        f"{bound:.0f} ({resident:.0f})",
+        *(("-", "-") if reached is None else (f"{reached:.0f}", f"{share:.0%}")),
+    ]
 
 
-def _columns(found: Any) -> Iterator[str]:
-    if found:
-        yield "| columns in each plastic layer | tokens/s | between tokens p50 ms | slower than none |"
-        yield "|---|---|---|---|"
-    for line in found:
-        between = _ms(line["inter_token_p50_s"])
-        yield (
-            f"| {line['columns_per_layer']} | {line['tokens_per_s']:.0f} | {between} "
-            f"| {line['slower']:+.1%} |"
-        )
+def _writing(found: Iterable[Mapping[str, Any]]) -> str:
+    return _table(
+        ["beside streams", "facts written", "refused", "a fact took p50, max s", "bank pause p50, max ms"],
+        [
+            (
+                line["streams"],
+                line["written"],
+                _reasons(line["refused"]),
+                f"{_seconds(line['write_p50_s'])}, {_seconds(line['write_max_s'])}",
+                f"{_ms(line['publication_p50_s'], 2)}, {_ms(line['publication_max_s'], 2)}",
+            )
+            for line in found
+        ],
+    )
 
 
-def _startup(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if found is not None:
-        yield (
-            f"Start-up of a fresh process: imports done after {found['imports_s']:.1f} s, the model loaded "
-            f"after {found['loaded_s']:.1f} s, the first token after {found['first_token_s']:.1f} s. Peak "
-            f"memory: {_mega(found['idle_peak_bytes'])} MB, and {_mega(found['peak_bytes'])} MB after "
-            f"{found['streams']} streams at once."
-        )
+def _columns(found: Iterable[Mapping[str, Any]]) -> str:
+    return _table(
+        ["columns in each plastic layer", "tokens/s", "between tokens p50 ms", "slower than none"],
+        [
+            (
+                line["columns_per_layer"],
+                f"{line['tokens_per_s']:.0f}",
+                _ms(line["inter_token_p50_s"]),
+                f"{line['slower']:+.1%}",
+            )
+            for line in found
+        ],
+    )
 
 
-def _plain(conditions: Mapping[str, Any]) -> Iterator[str]:
-    if "plain_llama" in conditions:
-        yield f"The plain Llama: {conditions['plain_llama']}."
+def _startup(found: Mapping[str, Any]) -> str:
+    return (
+        f"Start-up of a fresh process: imports done after {found['imports_s']:.1f} s, the model loaded "
+        f"after {found['loaded_s']:.1f} s, the first token after {found['first_token_s']:.1f} s. Peak "
+        f"memory: {_mega(found['idle_peak_bytes'])} MB, and {_mega(found['peak_bytes'])} MB after "
+        f"{found['streams']} streams at once."
+    )
+
+
+def _plain(conditions: Mapping[str, Any]) -> str:
+    return f"The plain Llama: {conditions['plain_llama']}." if "plain_llama" in conditions else ""
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -19,13 +19,11 @@ _REPEATS = 5
 class Bandwidth:
     """Bytes a second, the best of several passes with torch's threads.
 
-    `memory` is read from an array far larger than caches; `copied` counts a copy's reads and
-    writes; `resident` is read again and again from an array of the model's own size, which a
-    large cache may hold.
+    `memory` is read from an array far larger than caches; `resident` again and again from an array
+    of the model's own size, which a large cache may hold.
     """
 
     memory: float
-    copied: float
     resident: float
 
 
@@ -57,14 +55,12 @@ def measure_roofline(
 
 
 def measure_bandwidth(model_bytes: int) -> Bandwidth:
-    """Takes 2 GiB for a moment."""
+    """Takes 1 GiB for a moment."""
     big = torch.ones(_BIG // 4)
     memory = _BIG / _least_seconds(lambda: big.sum(), _REPEATS)
-    target = torch.empty_like(big)
-    copied = 2 * _BIG / _least_seconds(lambda: target.copy_(big), _REPEATS)
     small = torch.ones(max(model_bytes // 4, 1))
     resident = 4 * len(small) / _least_seconds(lambda: small.sum(), 10 * _REPEATS)
-    return Bandwidth(memory, copied, resident)
+    return Bandwidth(memory, resident)
 
 
 def weight_bytes(model: NPTForCausalLM) -> int:

@@ -49,14 +49,11 @@ class KeyValues:
         for segment, mask in zip(batch.segments, masks, strict=True):
             k, v = (_read(memory, segment) for memory in self._heads[layer])
             q = grouped.narrow(0, segment.first, segment.rows)
-            if segment.rows > 1:
+            if segment.rows > 1:  # one row lies as attention wants it
                 q = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, -1, self._width)
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-            if segment.rows > 1:
-                mixed = mixed.view(self._kv_heads, self._groups, segment.rows, self._width).permute(
-                    2, 0, 1, 3
-                )
-            outputs.append(mixed)
+            by_head = mixed.view(self._kv_heads, self._groups, segment.rows, self._width)
+            outputs.append(by_head.permute(2, 0, 1, 3))
         outputs += outputs[-1:] * batch.copies
         return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(queries.shape[0], -1)
 

@@ -2,8 +2,8 @@
 
 Maps that read the same input become one matrix `[in, out]`: fewer, larger products, and rows of a
 product come out the same, bit for bit, whatever the other rows are (see `MAX_ROWS`). These are
-copies of the model's weights, so they take that memory again; `Fused.stale` tells when the
-originals were changed in place.
+copies of the model's weights, so they take that memory again; `ModelWeights.refresh` copies anew
+what was changed in place.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from npt_core.layers import Modulation
 
 MIN_ROWS, MAX_ROWS = 2, 128
 """Rows of one product. For one row MKL takes another kernel, and from about 200 on it splits the
@@ -52,11 +54,12 @@ class Fused:
         return [p for linear in self._linears for p in linear.parameters()]
 
     def __call__(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
-        """`[rows, in]` to `[rows, out]`; `matrix` `[in, out]` may stand for the weights."""
+        """`[rows, in]` to `[rows, out]`; at least `MIN_ROWS` rows for exact results.
+
+        `matrix` `[in, out]` may stand for the weights.
+        """
         rows, bias = x.shape[0], self._bias
         matrix = self._matrix if matrix is None else matrix
-        if rows == 1 and not x.is_cuda:
-            return _product(x.expand(MIN_ROWS, -1), matrix, bias)[:1]
         if rows <= MAX_ROWS or x.is_cuda:
             return _product(x, matrix, bias)
         return torch.cat([_product(part, matrix, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
@@ -137,15 +140,9 @@ class LayerWeights:
         """The gate `g` `[rows, d_ffn]` under `a` `[rows, d]`: the attention output, before `o_proj` in V2."""
         if self.low is None or self.modulate is None:
             return g
-        both = self.modulate(self.low(a))
-        parts: tuple[Tensor, ...] = (both if scales is None else both * scales).split(
-            self.modulate.widths, -1
-        )
-        # The same steps with a scale as without: 1 and none at all give the same bits.
-        if self.multiplicative:
-            mult = parts[-1] + 1
-            return torch.addcmul(parts[0], g, mult) if self.additive else g * mult
-        return g + parts[0]
+        parts = self.modulate(self.low(a)).split(self.modulate.widths, -1)
+        add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None
+        return Modulation(add, mult).apply(g, scales)
 
     @property
     def copies(self) -> list[Fused | Norm]:

@@ -86,7 +86,7 @@ def test_only_generations_that_are_asked_for_are_multiplied() -> None:
     matrices = [base.matrix for base in layer.bases]
     z = torch.arange(5.0)[:, None]
     assert torch.equal(layer.project(product, z, torch.tensor([3, 1, 3, 4, 0])), z)
-    assert [(n, m is matrices[1]) for n, m in calls] == [(2, True), (3, False)]
+    assert [(n, m is matrices[1], m is None) for n, m in calls] == [(5, True, False), (5, False, True)]
     calls.clear()
     layer.project(product, z, torch.tensor([2, 2, 2, 2, 2]))
     layer.project(product, z, None)

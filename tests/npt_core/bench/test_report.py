@@ -21,8 +21,8 @@ def test_latencies_are_in_milliseconds() -> None:
 def test_peer_that_failed_or_is_missing_is_told_in_the_table() -> None:
     rows = [{"streams": 4, "failed": "no"}, {"streams": 16, "failed": "not installed: llama_cpp"}]
     text = table({"loads": {"peer": rows}})
-    assert "| peer | 4 | failed: no | | |" in text
-    assert "| peer | 16 | not installed: llama_cpp | | |" in text
+    assert "| peer | 4 | failed: no | - | - |" in text
+    assert "| peer | 16 | not installed: llama_cpp | - | - |" in text
 
 
 def test_errors_of_a_server_are_counted_by_reason() -> None:
@@ -53,7 +53,7 @@ def test_bound_of_memory_stands_beside_what_was_reached() -> None:
         "share": 0.75,
     }
     missing = line | {"row": "llama.cpp", "reached_tokens_per_s": None, "share": None}
-    bandwidth = {"memory": 16e9, "resident": 40e9, "copied": 15e9}
+    bandwidth = {"memory": 16e9, "resident": 40e9}
     text = table(results(roofline={"streams": 1, "bandwidth": bandwidth, "lines": [line, missing]}))
     assert "memory gives 16.0 GB/s" in text
     assert "| npt engine | 40.0 | 400 (1000) | 300 | 75% |" in text

@@ -1,25 +1,19 @@
 """What is alive in this process: counted before and after, so that a leak has a number."""
 
 import gc
-import os
 import threading
 from collections import Counter
-from pathlib import Path
 
-import pytest
+import psutil
 
 from npt_core.engine import Engine, Sequence, Stream
 from npt_core.engine.page_table import PageTable
 from npt_core.engine.sampler import Sampler
 
-STATM = Path("/proc/self/statm")
 
-
-def resident_bytes(statm: Path = STATM) -> int:
-    """Memory of a process that is in use now (not its peak)."""
-    if not statm.exists():
-        pytest.skip("resident memory is read from /proc")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes() -> int:
+    """Memory of this process that is in use now (not its peak)."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def alive() -> Counter[str]:

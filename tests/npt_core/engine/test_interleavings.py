@@ -1,5 +1,5 @@
 """A request at version v is answered as by a process that knows what v knows and nothing else,
-through writes, retractions, rollbacks and other requests in any order.
+through writes, retractions, folds, rollbacks and other requests in any order.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank import Bank, Columns, Factors, FactWeights, Whitening
@@ -31,9 +33,21 @@ from tests.npt_core.engine.test_runner import wide
 from tests.npt_core.engine.test_versions import NAMES, noise
 from tests.npt_core.tiny import shared_npt
 
-Alive = frozenset[str]
+Names = frozenset[str]
 Prompt = tuple[int, ...]
-NOTHING: Alive = frozenset()
+
+
+class Known(NamedTuple):
+    """What a version knows: facts in the bank, and facts folded into `down_proj`."""
+
+    alive: Names = frozenset()
+    folded: Names = frozenset()
+
+    def without(self, names: Names) -> Known:
+        return Known(self.alive - names, self.folded - names)
+
+
+NOTHING = Known()
 PROMPTS = [
     tuple(random.Random(length).randrange(3, 400) for _ in range(length)) for length in (1, 5, 16, 17, 33, 60)
 ]
@@ -79,6 +93,13 @@ class World:
         down = Factors(noise(seed + 8, 2, d) / 4, noise(seed + 9, 2, d_ffn) / 4)
         return FactWeights(columns, {(0, "gate_proj"): gate, (1, "down_proj"): down})
 
+    def deltas(self, folded: Names) -> dict[int, Tensor]:
+        """What a fold of these facts adds to `down_proj` of both layers; nothing for none."""
+        config = self.model().config
+        shape = config.hidden_size, config.intermediate_size
+        seeds = [1000 * ord(name) for name in sorted(folded)]
+        return {i: sum(noise(s + 20 + i, *shape).double() / 8 for s in seeds) for i in (0, 1) if seeds}
+
 
 WORLDS = {
     "tiny": World(shared_npt, 8, 0.5, 1e-3),
@@ -87,11 +108,12 @@ WORLDS = {
 
 
 @cache
-def fresh(world: World, alive: Alive, prompt: Prompt) -> list[Event]:
+def fresh(world: World, known: Known, prompt: Prompt) -> list[Event]:
     """A process that holds these facts, never had others, and answers nobody else."""
     bank, runner = world.new_bank(16)
-    if alive:
-        bank.publish(1, {name: world.fact(name) for name in sorted(alive)})
+    if known != NOTHING:
+        births = {name: world.fact(name) for name in sorted(known.alive)}
+        bank.publish(1, births, deltas=world.deltas(known.folded))
     engine = Engine(runner, bank, (), EngineConfig(max_running=1))
     answer = list(engine.submit(GenerationRequest(prompt, NEW)))
     engine.close()
@@ -112,8 +134,8 @@ class Interleaving:
 
     world: World
     draw: random.Random
-    history: list[Alive] = field(default_factory=lambda: [NOTHING])
-    asked: list[tuple[Stream, Alive, Prompt]] = field(default_factory=list)
+    history: list[Known] = field(default_factory=lambda: [NOTHING])
+    asked: list[tuple[Stream, Known, Prompt]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # 16 pages do not hold four of the longest prompts: sequences are preempted.
@@ -126,18 +148,25 @@ class Interleaving:
         self.engine = Engine(runner, self.bank, (), config)
 
     def move(self) -> None:
-        moves = [self.write, self.retract, self.roll_back, self.read, self.leave]
-        self.draw.choices(moves, [3, 2, 1, 8, 1])[0]()
+        moves = [self.write, self.retract, self.fold, self.roll_back, self.read, self.leave]
+        self.draw.choices(moves, [3, 2, 1, 1, 8, 1])[0]()
 
     def write(self) -> None:
-        absent = sorted(set(NAMES) - self.history[-1])
+        now = self.history[-1]
+        absent = frozenset(NAMES) - now.alive - now.folded
         if absent:
-            self._publish(self.history[-1] | set(self.draw.sample(absent, self.draw.randint(1, len(absent)))))
+            self._publish(now._replace(alive=now.alive | self._some(absent)))
 
     def retract(self) -> None:
-        alive = sorted(self.history[-1])
-        if alive:
-            self._publish(self.history[-1] - {self.draw.choice(alive)})
+        now = self.history[-1]
+        if now != NOTHING:
+            self._publish(now.without(frozenset(self.draw.choice(sorted(now.alive | now.folded)))))
+
+    def fold(self) -> None:
+        now = self.history[-1]
+        if now.alive:
+            chosen = self._some(now.alive)
+            self._publish(Known(now.alive - chosen, now.folded | chosen))
 
     def roll_back(self) -> None:
         self._publish(self.draw.choice(self.history))
@@ -155,23 +184,27 @@ class Interleaving:
         if self.asked:
             self.draw.choice(self.asked)[0].cancel()
 
-    def settle(self) -> set[tuple[Alive, Prompt]]:
+    def settle(self) -> set[tuple[Known, Prompt]]:
         """Compare every answer, those that were cancelled as far as they came. What was compared."""
-        for stream, alive, prompt in self.asked:
+        for stream, known, prompt in self.asked:
             *events, end = stream
             assert isinstance(end, FinishEvent)
-            expected = fresh(self.world, alive, prompt)[:-1]
+            expected = fresh(self.world, known, prompt)[:-1]
             if stream.is_cancelled(0):
                 expected = expected[: len(events)]
-            assert tokens(events) == tokens(expected), (sorted(alive), len(prompt))
+            assert tokens(events) == tokens(expected), (known, len(prompt))
             assert logprobs(events) == pytest.approx(logprobs(expected), rel=0, abs=self.world.tolerance)
         self.engine.close()
-        return {(alive, prompt) for _, alive, prompt in self.asked}
+        return {(known, prompt) for _, known, prompt in self.asked}
 
-    def _publish(self, then: Alive) -> None:
-        alive = self.history[-1]
-        births = {name: self.world.fact(name) for name in sorted(then - alive)}
-        self.bank.publish(len(self.history), births, sorted(alive - then))
+    def _some(self, names: Names) -> Names:
+        return frozenset(self.draw.sample(sorted(names), self.draw.randint(1, len(names))))
+
+    def _publish(self, then: Known) -> None:
+        now = self.history[-1]
+        births = {name: self.world.fact(name) for name in sorted(then.alive - now.alive)}
+        deltas = None if then.folded == now.folded else self.world.deltas(then.folded)
+        self.bank.publish(len(self.history), births, sorted(now.alive - then.alive), deltas)
         self.history.append(then)
 
 
@@ -190,11 +223,12 @@ def test_every_fact_changes_an_answer_and_sets_of_facts_differ(name: str) -> Non
     world = WORLDS[name]
     for fact in NAMES:
         changed = [
-            tokens(fresh(world, frozenset(fact), p)) != tokens(fresh(world, NOTHING, p)) for p in PROMPTS
+            [tokens(fresh(world, known, p)) != tokens(fresh(world, NOTHING, p)) for p in PROMPTS]
+            for known in (Known(frozenset(fact)), Known(folded=frozenset(fact)))
         ]
-        assert any(changed), fact
-    sets = [NOTHING, *(frozenset(NAMES[:count]) for count in range(1, len(NAMES) + 1))]
-    assert len({tuple(tokens(fresh(world, alive, p)) for p in PROMPTS) for alive in sets}) == len(sets)
+        assert all(map(any, changed)), fact
+    sets = [NOTHING, *(Known(frozenset(NAMES[:count])) for count in range(1, len(NAMES) + 1))]
+    assert len({tuple(tokens(fresh(world, known, p)) for p in PROMPTS) for known in sets}) == len(sets)
 
 
 @pytest.mark.parametrize(("name", "few", "many"), [("tiny", 20, 500), ("wide", 4, 500)])
@@ -207,4 +241,4 @@ def test_answers_are_those_of_fresh_processes_through_random_interleavings(
         for _ in range(40):
             interleaving.move()
         compared |= interleaving.settle()
-    assert len({tokens(fresh(world, alive, prompt)) for alive, prompt in compared}) > len(compared) / 3
+    assert len({tokens(fresh(world, known, prompt)) for known, prompt in compared}) > len(compared) / 3
