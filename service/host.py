@@ -173,6 +173,14 @@ def _watch(host: Host) -> None:
                 "Prompt tokens found in the prefix cache.",
                 lambda: cache.hit_tokens,
             ),
+            "npt_draft_tokens_total": (
+                "Guessed tokens that were computed beside a sequence that decoded alone.",
+                lambda: engine.drafts.tried,
+            ),
+            "npt_draft_tokens_accepted_total": (
+                "Guessed tokens that were right.",
+                lambda: engine.drafts.accepted,
+            ),
             "npt_preemptions_total": (
                 "Sequences set back because pages ran out.",
                 lambda: engine.preemptions,

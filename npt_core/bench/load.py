@@ -34,14 +34,14 @@ def prompts(count: int, vocabulary: int, seed: int = 0) -> list[tuple[int, ...]]
 
 
 @contextmanager
-def running(model: Any, bank: Any, streams: int) -> Iterator[Engine]:
+def running(model: Any, bank: Any, streams: int, drafts: bool = True) -> Iterator[Engine]:
     """An engine that no end token stops, with room for `streams`; closed afterwards.
 
     The weights are laid out on a thread that ends: see `alone`.
     """
     runner = alone(Runner, model, max(_LEAST_PAGES, streams * _PAGES_PER_STREAM))
-    usual = EngineConfig()
-    engine = Engine(runner, bank, (), EngineConfig(max_running=max(usual.max_running, streams)))
+    most = max(EngineConfig().max_running, streams)
+    engine = Engine(runner, bank, (), EngineConfig(max_running=most, drafts=drafts))
     try:
         yield engine
     finally:

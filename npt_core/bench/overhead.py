@@ -16,14 +16,14 @@ def measure_overhead(
     """Tokens a second of both by turn, and the median of their ratios (below 1: NPT is slower).
 
     Neighbours in time share what else the machine does, so that cancels in their ratio; who comes
-    first changes with every turn.
+    first changes with every turn. Without drafts, whose luck depends on what a model says.
     """
     contenders = {"npt": (model, bank), "plain": (plain, Bank(plain, {}))}
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(_TURNS):
         names = list(contenders) if turn % 2 else list(contenders)[::-1]
         for name in names:
-            with running(*contenders[name], streams) as engine:
+            with running(*contenders[name], streams, drafts=False) as engine:
                 figures = measure(engine, streams, model.config.vocab_size, seconds / _TURNS)
             found[name].append(figures.tokens_per_s)
     ratios = [npt / llama for npt, llama in zip(found["npt"], found["plain"], strict=True)]

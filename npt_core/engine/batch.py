@@ -79,6 +79,9 @@ class Batch:
             last = _add(rows, segments, span)
             if span.samples:
                 samples.append(last)
+            if span.draft is not None:
+                samples.append(len(rows.ids))
+                _add_draft(rows, segments, span, span.draft)
         copies = max(MIN_ROWS - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
@@ -118,6 +121,12 @@ def _add(rows: _Rows, segments: list[Segment], span: Span) -> int:
         rows.add(sequence, position, position + 1)
         segments.append(_segment(sequence, last, position, position + 1))
     return last
+
+
+def _add_draft(rows: _Rows, segments: list[Segment], span: Span, token: int) -> None:
+    segments.append(_segment(span.sequence, len(rows.ids), span.end, span.end + 1))
+    rows.add(span.sequence, span.end, span.end + 1)
+    rows.ids[-1] = token
 
 
 def _segment(sequence: Sequence, first: int, start: int, end: int) -> Segment:

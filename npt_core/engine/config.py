@@ -9,7 +9,8 @@ class EngineConfig:
 
     A step computes about `batch_tokens` tokens. A larger one reads long prompts sooner and makes
     those who are being answered wait longer for their next token; decoding always goes first.
-    Beside steps, what passes the gate (consolidation) may take `writers_share` of the time.
+    Beside steps, what is executed (consolidation) may take `writers_share` of the time.
+    `drafts` lets a sequence that decodes alone guess its next token, where that costs no time.
     """
 
     max_running: int = 64
@@ -17,6 +18,7 @@ class EngineConfig:
     batch_tokens: int = 128
     prefix_cache: bool = True
     writers_share: float = 0.2
+    drafts: bool = True
 
     def __post_init__(self) -> None:
         if self.max_running < 1 or self.batch_tokens < 1 or self.queue_size < 0:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -47,8 +48,22 @@ class StepRunner(Protocol):
     def max_positions(self) -> int:
         """Prompt and new tokens together never exceed this, nor what all pages hold."""
 
+    @property
+    def min_rows(self) -> int:
+        """Rows that a step computes at least; what its spans leave may be given to a draft."""
+
     def run(self, spans: Seq[Span], /) -> Tensor:
-        """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample."""
+        """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample and,
+        each after its span's, of drafts.
+        """
+
+
+@dataclass(slots=True)
+class DraftCount:
+    """Draft tokens computed, and those of them that were the next token."""
+
+    tried: int = 0
+    accepted: int = 0
 
 
 class Versioned(Protocol):
@@ -81,10 +96,12 @@ class Engine:
         self._background = Background(config.writers_share, self._due)
         self.pages = PageTable(runner.num_pages)
         self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
-        limits = Limits(config.max_running, config.batch_tokens)
+        min_rows = runner.min_rows if config.drafts else 1
+        limits = Limits(config.max_running, config.batch_tokens, min_rows)
         self._scheduler = Scheduler(self.pages, self.prefix_cache, limits)
         self._samplers: dict[Sequence, Sampler] = {}
         self._inbox: list[Sequence] = []
+        self.drafts = DraftCount()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="npt-engine", daemon=True)
@@ -247,17 +264,33 @@ class Engine:
         """Give every sequence that reached its last token the next one."""
         sampled = [span.sequence for span in spans if span.samples]
         self._scheduler.done(spans)
-        tokens = choose_all(logits, [(self._samplers[s], s.tokens) for s in sampled])
-        for row, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
-            if token in self._eos:
-                self._end(sequence, FinishReason.STOP)
-                continue
-            sequence.tokens.append(token)
-            logprobs = sequence.request.params.logprobs
-            likely = (None, ()) if logprobs is None else top_logprobs(logits[row], token, logprobs)
-            sequence.stream.put(TokenEvent(sequence.index, token, *likely))
-            if len(sequence.tokens) >= sequence.limit:
-                self._end(sequence, FinishReason.LENGTH)
+        rows = logits[: len(sampled)]
+        tokens = choose_all(rows, [(self._samplers[s], s.tokens) for s in sampled])
+        for sequence, token, row in zip(sampled, tokens, rows, strict=True):
+            self._give(sequence, token, row)
+        if len(logits) > len(sampled):
+            self._follow_draft(spans[-1], logits[-1])
+
+    def _follow_draft(self, span: Span, logits: Tensor) -> None:
+        """Where the guess was right, the `logits` `[vocab]` after it give one more token."""
+        sequence, accepted = span.sequence, span.sequence.tokens[-1] == span.draft
+        self.drafts.tried += 1
+        if accepted and sequence in self._samplers:
+            self.drafts.accepted += 1
+            sequence.computed += 1
+            self._give(sequence, self._samplers[sequence].choose(logits, sequence.tokens), logits)
+
+    def _give(self, sequence: Sequence, token: int, logits: Tensor) -> None:
+        """The next token of `sequence`, chosen from `logits` `[vocab]`."""
+        if token in self._eos:
+            self._end(sequence, FinishReason.STOP)
+            return
+        sequence.tokens.append(token)
+        logprobs = sequence.request.params.logprobs
+        likely = (None, ()) if logprobs is None else top_logprobs(logits, token, logprobs)
+        sequence.stream.put(TokenEvent(sequence.index, token, *likely))
+        if len(sequence.tokens) >= sequence.limit:
+            self._end(sequence, FinishReason.LENGTH)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         # Before the end is told: whoever hears it may submit again and find the place free.

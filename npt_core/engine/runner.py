@@ -28,6 +28,8 @@ class Runner:
             depends on the batch.
     """
 
+    min_rows = MIN_ROWS
+
     def __init__(self, model: Any, num_pages: int = 1024) -> None:
         config = model.config
         self.num_pages = num_pages
@@ -48,7 +50,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, spans: Seq[Span]) -> Tensor:
-        """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample."""
+        """As `StepRunner.run`."""
         weights = self._weights
         weights.refresh()
         batch = Batch.of(spans, weights.embedding.device)

@@ -7,7 +7,7 @@ computed again later.
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npt_core.engine.page_table import PAGE, PageTable, pages_for
 from npt_core.engine.prefix_cache import PrefixCache
@@ -20,14 +20,15 @@ EVICTIONS = 2
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`max_running` sequences at once; prefill and decoding share `batch_tokens` a step, of which
-    prefill always gets at least one page.
+    prefill always gets at least one page. A step takes the time of `min_rows` rows at least.
     """
 
     max_running: int
     batch_tokens: int
+    min_rows: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_running < 1 or self.batch_tokens < 1:
+        if min(self.max_running, self.batch_tokens, self.min_rows) < 1:
             raise ValueError("limits must be at least 1")
 
 
@@ -79,7 +80,7 @@ class Scheduler:
             if left < PAGE or not self._admit(sequence):
                 break
             left -= self._plan_prefill(spans, sequence, left)
-        return list(spans.values())
+        return self._with_draft(list(spans.values()))
 
     def done(self, spans: Iterable[Span]) -> None:
         """A step was computed: note how far everybody is, and which pages others may share."""
@@ -99,6 +100,12 @@ class Scheduler:
             if sequence.pages and not sequence.prefilling and self._grow(sequence, spans):
                 spans[sequence.arrival] = Span(sequence, sequence.computed, len(sequence.tokens))
         return spans
+
+    def _with_draft(self, spans: list[Span]) -> list[Span]:
+        """A row that costs nothing is given to a guess."""
+        if len(spans) != 1 or spans[0].rows >= self._limits.min_rows:
+            return spans
+        return [replace(spans[0], draft=spans[0].sequence.draft())]
 
     def _plan_prefill(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
         """Plan the next chunk of a prompt, in at most `left` rows; returns its rows."""

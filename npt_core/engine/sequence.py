@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from npt_core.engine.page_table import PAGE, pages_for
+from npt_core.engine.prompt_lookup import PromptLookup
 from npt_core.engine.request import GenerationRequest
 from npt_core.engine.stream import Stream
 
@@ -16,8 +17,8 @@ class Sequence:
     computes the prompt first.
     """
 
-    __slots__ = ("arrival", "cached", "computed", "index", "leader", "limit", "node", "pages",
-                 "prompt_length", "request", "stream", "tokens", "version")  # fmt: skip
+    __slots__ = ("arrival", "cached", "computed", "index", "leader", "limit", "lookup", "node",
+                 "pages", "prompt_length", "request", "stream", "tokens", "version")  # fmt: skip
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self.limit = limit  # prompt and answer together never exceed this
         self.leader = leader
+        self.lookup = PromptLookup()
         self.arrival = -1  # the scheduler numbers sequences as they come
         self.pages: list[int] = []
         self.computed = 0
@@ -61,6 +63,12 @@ class Sequence:
         """Pages for the tokens so far."""
         return pages_for(len(self.tokens))
 
+    def draft(self) -> int | None:
+        """A guess of the next token, if there is room for it and for the token after it."""
+        length = len(self.tokens)
+        has_room = length + 2 <= self.limit and length < PAGE * len(self.pages)
+        return self.lookup.draft(self.tokens) if has_room else None
+
     def reset(self) -> None:
         """Forget everything computed: what is left of a sequence that is preempted."""
         self.pages = []
@@ -73,12 +81,14 @@ class Span:
     """The tokens `start` to `end` of a sequence, computed in one step.
 
     The prompt's part starts at a page's border. `samples` is whether the span reaches the last
-    token, so that its logits give the next one.
+    token, so that its logits give the next one. After it comes one more row for `draft`, a guess of
+    that next one: where it is right, the logits of its row give the token after it.
     """
 
     sequence: Sequence
     start: int
     end: int
+    draft: int | None = None
 
     @property
     def samples(self) -> bool:
@@ -86,7 +96,7 @@ class Span:
 
     @property
     def rows(self) -> int:
-        """Rows it takes in the batch: the prompt's part is computed in whole pages."""
+        """Rows it takes in the batch without its draft: the prompt's part is computed in whole pages."""
         prompt_end = min(self.end, self.sequence.prompt_length)
         if self.start >= prompt_end:
             return self.end - self.start

@@ -16,6 +16,8 @@ VOCAB = 64
 class CountingRunner:
     """With a `gate`, every step first waits for one permit, so tests decide when it is computed."""
 
+    min_rows = 1  # one token a step
+
     def __init__(
         self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64
     ) -> None:
@@ -55,6 +57,8 @@ class BrokenRunner(CountingRunner):
 class RememberingRunner(CountingRunner):
     """Writes what it reads into its pages, and answers from what it finds there: see `after`."""
 
+    min_rows = 2  # drafts are computed, too
+
     def __init__(self, gate: threading.Semaphore | None, num_pages: int) -> None:
         super().__init__(gate, num_pages * PAGE, num_pages)
         self.memory: dict[int, tuple[Any, int]] = {}
@@ -64,13 +68,15 @@ class RememberingRunner(CountingRunner):
         if self.gate is not None:
             self.gate.acquire()
         for span in spans:
-            for position in range(span.start, span.end):
-                root, token = span.sequence.cache_root, span.sequence.tokens[position]
-                self.memory[_slot(span.sequence, position)] = (root, token)
-        sampling = [span for span in spans if span.samples]
-        logits = torch.zeros(len(sampling), VOCAB)
-        for row, span in enumerate(sampling):
-            found = [self.memory[_slot(span.sequence, position)] for position in range(span.end)]
+            drafted = [] if span.draft is None else [span.draft]
+            for position, token in enumerate(span.sequence.tokens[span.start :] + drafted, span.start):
+                if position < span.end + len(drafted):
+                    self.memory[_slot(span.sequence, position)] = (span.sequence.cache_root, token)
+        ends = [(span.sequence, span.end) for span in spans if span.samples]
+        ends += [(span.sequence, span.end + 1) for span in spans if span.draft is not None]
+        logits = torch.zeros(len(ends), VOCAB)
+        for row, (sequence, end) in enumerate(ends):
+            found = [self.memory[_slot(sequence, position)] for position in range(end)]
             logits[row, after(found)] = 10.0
         return logits
 
