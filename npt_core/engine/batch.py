@@ -79,9 +79,9 @@ class Batch:
             last = _add(rows, segments, span)
             if span.samples:
                 samples.append(last)
-            if span.draft is not None:
+            for position, token in enumerate(span.draft, span.end):
                 samples.append(len(rows.ids))
-                _add_draft(rows, segments, span, span.draft)
+                _add_draft(rows, segments, span.sequence, position, token)
         copies = max(MIN_ROWS - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
@@ -123,9 +123,9 @@ def _add(rows: _Rows, segments: list[Segment], span: Span) -> int:
     return last
 
 
-def _add_draft(rows: _Rows, segments: list[Segment], span: Span, token: int) -> None:
-    segments.append(_segment(span.sequence, len(rows.ids), span.end, span.end + 1))
-    rows.add(span.sequence, span.end, span.end + 1)
+def _add_draft(rows: _Rows, segments: list[Segment], sequence: Sequence, position: int, token: int) -> None:
+    segments.append(_segment(sequence, len(rows.ids), position, position + 1))
+    rows.add(sequence, position, position + 1)
     rows.ids[-1] = token
 
 

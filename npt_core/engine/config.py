@@ -10,7 +10,7 @@ class EngineConfig:
     A step computes about `batch_tokens` tokens. A larger one reads long prompts sooner and makes
     those who are being answered wait longer for their next token; decoding always goes first.
     Beside steps, what is executed (consolidation) may take `writers_share` of the time.
-    `drafts` lets a sequence that decodes alone guess its next token, where that costs no time.
+    `drafts` lets a sequence that decodes alone guess its next tokens.
     """
 
     max_running: int = 64

@@ -49,8 +49,8 @@ class StepRunner(Protocol):
         """Prompt and new tokens together never exceed this, nor what all pages hold."""
 
     @property
-    def min_rows(self) -> int:
-        """Rows that a step computes at least; what its spans leave may be given to a draft."""
+    def draft_tokens(self) -> int:
+        """Draft tokens that are worth their time beside a sequence that decodes alone."""
 
     def run(self, spans: Seq[Span], /) -> Tensor:
         """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample and,
@@ -96,8 +96,8 @@ class Engine:
         self._background = Background(config.writers_share, self._due)
         self.pages = PageTable(runner.num_pages)
         self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
-        min_rows = runner.min_rows if config.drafts else 1
-        limits = Limits(config.max_running, config.batch_tokens, min_rows)
+        draft_tokens = runner.draft_tokens if config.drafts else 0
+        limits = Limits(config.max_running, config.batch_tokens, draft_tokens)
         self._scheduler = Scheduler(self.pages, self.prefix_cache, limits)
         self._samplers: dict[Sequence, Sampler] = {}
         self._inbox: list[Sequence] = []
@@ -269,16 +269,20 @@ class Engine:
         for sequence, token, row in zip(sampled, tokens, rows, strict=True):
             self._give(sequence, token, row)
         if len(logits) > len(sampled):
-            self._follow_draft(spans[-1], logits[-1])
+            self._follow_draft(spans[-1], logits[len(sampled) :])
 
     def _follow_draft(self, span: Span, logits: Tensor) -> None:
-        """Where the guess was right, the `logits` `[vocab]` after it give one more token."""
-        sequence, accepted = span.sequence, span.sequence.tokens[-1] == span.draft
-        self.drafts.tried += 1
-        if accepted and sequence in self._samplers:
-            self.drafts.accepted += 1
+        """As far as the guess was right, the `logits` `[draft, vocab]` give one more token each."""
+        sequence, hits = span.sequence, 0
+        for token, row in zip(span.draft, logits, strict=True):
+            if sequence not in self._samplers or sequence.tokens[-1] != token:
+                break
+            hits += 1
             sequence.computed += 1
-            self._give(sequence, self._samplers[sequence].choose(logits, sequence.tokens), logits)
+            self._give(sequence, self._samplers[sequence].choose(row, sequence.tokens), row)
+        sequence.lookup.tell(hits)
+        self.drafts.tried += len(span.draft)
+        self.drafts.accepted += hits
 
     def _give(self, sequence: Sequence, token: int, logits: Tensor) -> None:
         """The next token of `sequence`, chosen from `logits` `[vocab]`."""

@@ -28,7 +28,7 @@ class Runner:
             depends on the batch.
     """
 
-    min_rows = MIN_ROWS
+    draft_tokens = 4
 
     def __init__(self, model: Any, num_pages: int = 1024) -> None:
         config = model.config

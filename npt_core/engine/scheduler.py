@@ -20,15 +20,15 @@ EVICTIONS = 2
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`max_running` sequences at once; prefill and decoding share `batch_tokens` a step, of which
-    prefill always gets at least one page. A step takes the time of `min_rows` rows at least.
+    prefill always gets at least one page. One that decodes alone guesses up to `draft_tokens` more.
     """
 
     max_running: int
     batch_tokens: int
-    min_rows: int = 1
+    draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.max_running, self.batch_tokens, self.min_rows) < 1:
+        if self.max_running < 1 or self.batch_tokens < 1:
             raise ValueError("limits must be at least 1")
 
 
@@ -102,10 +102,10 @@ class Scheduler:
         return spans
 
     def _with_draft(self, spans: list[Span]) -> list[Span]:
-        """A row that costs nothing is given to a guess."""
-        if len(spans) != 1 or spans[0].rows >= self._limits.min_rows:
+        """Beside one row, a few more cost little; in company they would take others' time."""
+        if len(spans) != 1 or spans[0].rows > 1:
             return spans
-        return [replace(spans[0], draft=spans[0].sequence.draft())]
+        return [replace(spans[0], draft=spans[0].sequence.draft(self._limits.draft_tokens))]
 
     def _plan_prefill(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
         """Plan the next chunk of a prompt, in at most `left` rows; returns its rows."""

@@ -63,11 +63,11 @@ class Sequence:
         """Pages for the tokens so far."""
         return pages_for(len(self.tokens))
 
-    def draft(self) -> int | None:
-        """A guess of the next token, if there is room for it and for the token after it."""
+    def draft(self, most: int) -> tuple[int, ...]:
+        """A guess of the next tokens, as far as there is room for them and for the one after them."""
         length = len(self.tokens)
-        has_room = length + 2 <= self.limit and length < PAGE * len(self.pages)
-        return self.lookup.draft(self.tokens) if has_room else None
+        room = min(self.limit - 1, PAGE * len(self.pages)) - length
+        return tuple(self.lookup.draft(self.tokens, min(most, room)))
 
     def reset(self) -> None:
         """Forget everything computed: what is left of a sequence that is preempted."""
@@ -81,14 +81,14 @@ class Span:
     """The tokens `start` to `end` of a sequence, computed in one step.
 
     The prompt's part starts at a page's border. `samples` is whether the span reaches the last
-    token, so that its logits give the next one. After it comes one more row for `draft`, a guess of
-    that next one: where it is right, the logits of its row give the token after it.
+    token, so that its logits give the next one. After it come rows for `draft`, a guess of that one and
+    those after it: as far as it is right, the logits of its rows give one more token each.
     """
 
     sequence: Sequence
     start: int
     end: int
-    draft: int | None = None
+    draft: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:

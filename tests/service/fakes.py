@@ -82,7 +82,7 @@ class FakeModel:
 
     num_pages = 4096
     max_positions = MAX_POSITIONS
-    min_rows = 1
+    draft_tokens = 0
 
     def __init__(self, bank: FakeBank) -> None:
         self.bank = bank

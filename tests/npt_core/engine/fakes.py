@@ -16,7 +16,7 @@ VOCAB = 64
 class CountingRunner:
     """With a `gate`, every step first waits for one permit, so tests decide when it is computed."""
 
-    min_rows = 1  # one token a step
+    draft_tokens = 0  # one token a step
 
     def __init__(
         self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64
@@ -57,7 +57,7 @@ class BrokenRunner(CountingRunner):
 class RememberingRunner(CountingRunner):
     """Writes what it reads into its pages, and answers from what it finds there: see `after`."""
 
-    min_rows = 2  # drafts are computed, too
+    draft_tokens = 3
 
     def __init__(self, gate: threading.Semaphore | None, num_pages: int) -> None:
         super().__init__(gate, num_pages * PAGE, num_pages)
@@ -68,12 +68,10 @@ class RememberingRunner(CountingRunner):
         if self.gate is not None:
             self.gate.acquire()
         for span in spans:
-            drafted = [] if span.draft is None else [span.draft]
-            for position, token in enumerate(span.sequence.tokens[span.start :] + drafted, span.start):
-                if position < span.end + len(drafted):
-                    self.memory[_slot(span.sequence, position)] = (span.sequence.cache_root, token)
-        ends = [(span.sequence, span.end) for span in spans if span.samples]
-        ends += [(span.sequence, span.end + 1) for span in spans if span.draft is not None]
+            computed = [*span.sequence.tokens[span.start : span.end], *span.draft]
+            for position, token in enumerate(computed, span.start):
+                self.memory[_slot(span.sequence, position)] = (span.sequence.cache_root, token)
+        ends = [(s.sequence, s.end + i) for s in spans if s.samples for i in range(len(s.draft) + 1)]
         logits = torch.zeros(len(ends), VOCAB)
         for row, (sequence, end) in enumerate(ends):
             found = [self.memory[_slot(sequence, position)] for position in range(end)]

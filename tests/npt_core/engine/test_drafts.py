@@ -1,6 +1,7 @@
 """Drafts make answers come sooner, and change nothing about them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ PROMPTS = [(7, 8, 9) * 4, (5,), tuple(range(3, 40)) * 2, (4, 4)]
 def naive(tokens: Sequence[int]) -> int | None:
     for length in (2, 1):
         for end in range(len(tokens) - 1, length - 1, -1):
-            if len(tokens) > length and list(tokens[end - length : end]) == list(tokens[-length:]):
+            if list(tokens[end - length : end]) == list(tokens[-length:]):
                 return tokens[end]
     return None
 
@@ -27,8 +28,13 @@ def naive(tokens: Sequence[int]) -> int | None:
 def test_a_draft_is_what_lately_followed_the_last_tokens(tokens: list[int], data: st.DataObject) -> None:
     lookup = PromptLookup()
     for length in range(len(tokens) + 1):
-        if data.draw(st.booleans()):
-            assert lookup.draft(tokens[:length]) == naive(tokens[:length])
+        most, hits = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4))
+        lookup.tell(hits)
+        drafted = lookup.draft(tokens[:length], most)
+        assert drafted[:1] == [token for token in [naive(tokens[:length])] if token is not None and most]
+        assert len(drafted) <= min(most, hits + 1)
+        known = {(a, b) for a, b in pairwise(tokens[:length])}
+        assert set(pairwise([*tokens[:length][-1:], *drafted])) <= known
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class Impatient:
     def __init__(self, runner: Any) -> None:
         self.runner = runner
         self.num_pages, self.max_positions = runner.num_pages, runner.max_positions
-        self.min_rows = runner.min_rows
+        self.draft_tokens = runner.draft_tokens
 
     def run(self, spans: list[Span]) -> Tensor:
         logits: Tensor = self.runner.run(spans)

@@ -119,7 +119,7 @@ def test_angles_that_depend_on_the_batch_are_refused() -> None:
 class Recording:
     """A runner that keeps the logits of every token, by request."""
 
-    min_rows = 1  # no drafts: a row of logits for each token
+    draft_tokens = 0  # no drafts: a row of logits for each token
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
