@@ -23,7 +23,17 @@ from npt_core.bench.peers import measure_continuous, measure_generate, measure_l
 from npt_core.bench.plain import load_teacher, without_adapters
 from npt_core.bench.report import save
 from npt_core.bench.roofline import measure_roofline
-from npt_core.bench.rows import BEFORE, CONTINUOUS, GENERATE, LLAMA_CPP, NPT, PLAIN, WRITING
+from npt_core.bench.rows import (
+    BEFORE,
+    CONTINUOUS,
+    GENERATE,
+    LLAMA_CPP,
+    LOOKUP,
+    NPT,
+    PLAIN,
+    UNDRAFTED,
+    WRITING,
+)
 from npt_core.bench.startup import measure_startup
 from npt_core.convert import convert_npt_to_llama
 from npt_core.engine import alone
@@ -37,6 +47,10 @@ Tell = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 _COLUMN_STREAMS = 16
+_LOOKUP_TOKENS = 10
+"""What transformers' documentation takes for prompt lookup."""
+_ONE_STREAM = frozenset({UNDRAFTED, LOOKUP})
+"""Contenders that differ from others at one stream alone, or take no more."""
 _LEAST_WRITING_S = 5.0
 """A few facts should land, at one a second."""
 
@@ -96,8 +110,8 @@ def _contenders(runtime: Runtime, plain: NPTForCausalLM, gguf: Path, seconds: fl
     """Who takes part, as what measures them at a number of streams."""
     model = runtime.model
 
-    def engine(served: NPTForCausalLM, bank: Bank, count: int) -> Figures:
-        with running(served, bank, count) as started:
+    def engine(served: NPTForCausalLM, bank: Bank, count: int, drafts: bool = True) -> Figures:
+        with running(served, bank, count, drafts) as started:
             return measure(started, count, model.config.vocab_size, seconds)
 
     def llama_cpp(count: int) -> Figures:
@@ -107,8 +121,10 @@ def _contenders(runtime: Runtime, plain: NPTForCausalLM, gguf: Path, seconds: fl
 
     return {
         NPT: partial(engine, model, runtime.bank),
+        UNDRAFTED: partial(engine, model, runtime.bank, drafts=False),
         PLAIN: partial(engine, plain, Bank(plain, {})),
         GENERATE: lambda count: alone(measure_generate, model, count, seconds),
+        LOOKUP: lambda count: alone(measure_generate, model, count, seconds, _LOOKUP_TOKENS),
         CONTINUOUS: lambda count: alone(measure_continuous, model, count, seconds),
         LLAMA_CPP: lambda count: alone(llama_cpp, count),
     }
@@ -127,8 +143,9 @@ def _loads(contenders: Mapping[str, Contender], streams: Sequence[int], tell: Te
     found: Loads = {name: [] for name in contenders}
     for count in streams:
         for name, contender in contenders.items():
-            tell(f"{name}, {count} streams")
-            found[name].append(_attempt(contender, count))
+            if count == 1 or name not in _ONE_STREAM:
+                tell(f"{name}, {count} streams")
+                found[name].append(_attempt(contender, count))
     return found
 
 

@@ -17,14 +17,15 @@ _BATCH_TOKENS = 512
 
 
 class _Stopwatch(BaseStreamer):
-    """Marks every step of `generate`; the first thing it is given is the prompt."""
+    """Marks what `generate` gives: one token of each row, or several of its only one; first the prompt."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
         self._prompt_seen = False
 
-    def put(self, _value: Any) -> None:
-        if self._prompt_seen:
+    def put(self, value: Any) -> None:
+        tokens = value.shape[1] if value.dim() == 2 else 1
+        for _ in range(tokens if self._prompt_seen else 0):
             self.timeline.mark()
         self._prompt_seen = True
 
@@ -32,14 +33,19 @@ class _Stopwatch(BaseStreamer):
         pass
 
 
-def measure_generate(model: Any, streams: int, seconds: float) -> Figures:
-    """One call of `generate` for each batch of `streams` prompts of equal length."""
+def measure_generate(model: Any, streams: int, seconds: float, drafts: int | None = None) -> Figures:
+    """One call of `generate` for each batch of `streams` prompts of equal length.
+
+    With `drafts`, by prompt lookup of so many tokens, which `generate` does for one stream alone.
+    """
+    config = _greedy()
+    config.prompt_lookup_num_tokens = drafts
 
     def answered(seed: int) -> list[Timeline]:
         ids = torch.tensor(prompts(streams, model.config.vocab_size, seed))
         watch = _Stopwatch()
         mask = torch.ones_like(ids)
-        model.generate(ids, attention_mask=mask, generation_config=_greedy(), streamer=watch)
+        model.generate(ids, attention_mask=mask, generation_config=config, streamer=watch)
         return [watch.timeline] * streams
 
     return rounds(streams, seconds, answered)

@@ -1,8 +1,10 @@
 """Names of the rows that tables and plots share."""
 
 NPT = "npt engine"
+UNDRAFTED = "npt engine, no drafts"
 PLAIN = "npt engine, plain Llama"
 GENERATE = "transformers generate"
+LOOKUP = "transformers generate, prompt lookup"
 CONTINUOUS = "transformers continuous batching"
 LLAMA_CPP = "llama.cpp, plain Llama"
 BEFORE = "npt engine, before the writer starts"

@@ -8,7 +8,17 @@ import pytest
 
 from npt_core.bench import bench
 from npt_core.bench.bench import run_bench
-from npt_core.bench.rows import BEFORE, CONTINUOUS, GENERATE, LLAMA_CPP, NPT, PLAIN, WRITING
+from npt_core.bench.rows import (
+    BEFORE,
+    CONTINUOUS,
+    GENERATE,
+    LLAMA_CPP,
+    LOOKUP,
+    NPT,
+    PLAIN,
+    UNDRAFTED,
+    WRITING,
+)
 from tests.npt_core.tiny import calibrated, new_llama, new_npt, plain_template, tokenizer
 
 
@@ -29,20 +39,23 @@ def test_every_measurement_is_in_the_results(
     monkeypatch.setattr("npt_core.bench.roofline._BIG", 2**22)
     new_llama().save_pretrained(tmp_path / "teacher")
     told: list[str] = []
-    table = run_bench(checkpoint, tmp_path, (2,), 0.01, tmp_path / "teacher", (0, 5), told.append)
+    table = run_bench(checkpoint, tmp_path, (1, 2), 0.01, tmp_path / "teacher", (0, 5), told.append)
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert list(results["loads"]) == [NPT, PLAIN, GENERATE, CONTINUOUS, LLAMA_CPP, BEFORE, WRITING]
-    for name, (row,) in results["loads"].items():
+    loads = results["loads"]
+    assert {name for name, rows in loads.items() if len(rows) == 1} == {UNDRAFTED, LOOKUP}
+    both = {NPT, PLAIN, GENERATE, CONTINUOUS, LLAMA_CPP, BEFORE, WRITING}
+    assert {name for name, rows in loads.items() if [row["streams"] for row in rows] == [1, 2]} == both
+    for name, row in ((name, row) for name, rows in loads.items() for row in rows):
         if name == LLAMA_CPP and not _installed("llama_cpp", "gguf"):
             assert row["failed"].startswith("not installed: ")
             continue
         assert row["tokens_per_s"] > 0, (name, row)
         assert row["first_token_p50_s"] > 0
         assert row["inter_token_p99_s"] > 0
-    (overhead,) = results["overhead"]
+    overhead = results["overhead"][-1]
     assert overhead["ratio_least"] <= overhead["ratio_p50"] <= overhead["ratio_most"]
     assert [line["columns_per_layer"] for line in results["columns"]] == [0, 5]
-    (writing,) = results["writing"]
+    writing = results["writing"][-1]
     assert writing["written"] + sum(writing["refused"].values()) == len(writing["write_s"]) >= 1
     startup = results["startup"]
     assert 0 < startup["imports_s"] < startup["loaded_s"] < startup["first_token_s"]
