@@ -37,8 +37,8 @@ def create_api() -> FastAPI:
         redoc_url=None,
         responses=answers(problems.INVALID, problems.INTERNAL),
     )
-    for module in (generate, facts, versions, health):
-        app.include_router(module.router)
+    for router in (generate.router, facts.batches, facts.router, versions.router, health.router):
+        app.include_router(router)
     problems.install(app)
     return app
 

@@ -1,34 +1,66 @@
-"""Content-addressed blobs: a file is named by the SHA-256 of what it holds.
+"""Content-addressed blobs: each is named by the SHA-256 of what it holds.
 
 BlobError
-├── BlobMissing  the ledger names a blob that is not there
-└── BlobDamaged  the bytes are not those the name promises
+├── BlobMissing      the ledger names a blob that is not there
+├── BlobDamaged      the bytes are not those the name promises
+└── BlobUnavailable  the object store does not answer, or refuses
 """
 
 import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from service.storage import make_private_folder, write_durably
+from service.storage import StorageFailed, make_private_folder, sync_folder, write_durably
+
+HEX = frozenset("0123456789abcdef")
 
 
 class BlobError(Exception):
     """Base of what can be wrong with a stored blob."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"blob {path} {reason}")
-        self.path = path
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"blob {name} {reason}")
 
 
 class BlobMissing(BlobError):
-    """There is no such file."""
+    """There is no such blob."""
 
 
 class BlobDamaged(BlobError):
     """The content does not match the name."""
 
 
-class BlobStore:
-    """A folder of immutable files. Facts can be read from them, so they are the owner's alone."""
+class BlobUnavailable(BlobError):
+    """It may work later."""
+
+
+class Stored(NamedTuple):
+    """A blob that is there, and since when."""
+
+    name: str
+    modified: datetime
+
+
+class Blobs(Protocol):
+    """A place for immutable bytes. Facts can be read from them, so they are nobody else's to see."""
+
+    def put(self, data: bytes) -> str:
+        """Store `data` durably; returns its name. Raises the `StorageError` or the `BlobError` tree."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of blob `name`, verified. Raises the `BlobError` tree."""
+
+    def __iter__(self) -> Iterator[Stored]:
+        """All that is stored."""
+
+    def delete(self, name: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+
+
+class FolderBlobs:
+    """A folder of immutable files (mode 0600)."""
 
     def __init__(self, folder: Path) -> None:
         make_private_folder(folder)
@@ -37,25 +69,41 @@ class BlobStore:
             leftover.unlink()
 
     def put(self, data: bytes) -> str:
-        """Store `data` durably; returns its name. Raises the `StorageError` tree."""
         name = hashlib.sha256(data).hexdigest()
         # Written even where it exists: that file may be damaged, or its name not yet durable.
         write_durably(self._folder / name, data)
         return name
 
     def get(self, name: str) -> bytes:
-        """The bytes of blob `name`, verified.
-
-        Raises:
-            BlobMissing, BlobDamaged: with the path.
-        """
         path = self._folder / name
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise BlobMissing(path, "is missing") from error
+            raise BlobMissing(str(path), "is missing") from error
         except OSError as error:
-            raise BlobDamaged(path, f"cannot be read: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != name:
-            raise BlobDamaged(path, "is damaged: its content does not match its name")
-        return data
+            raise BlobDamaged(str(path), f"cannot be read: {error.strerror}") from error
+        return checked(str(path), name, data)
+
+    def __iter__(self) -> Iterator[Stored]:
+        for path in self._folder.iterdir():
+            if is_name(path.name):
+                yield Stored(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+
+    def delete(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise StorageFailed(f"cannot delete {name}: {error.strerror}") from error
+
+
+def checked(where: str, name: str, data: bytes) -> bytes:
+    """`data`, if it is what `name` promises. Raises `BlobDamaged`."""
+    if hashlib.sha256(data).hexdigest() != name:
+        raise BlobDamaged(where, "is damaged: its content does not match its name")
+    return data
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is the name of a blob."""
+    return len(text) == 64 and set(text) <= HEX

@@ -5,19 +5,25 @@ WriteError
 ├── FactAlreadyRetracted   it is not known any more
 ├── UnknownVersion         no version has this number
 ├── StaleVersion           If-Match names a version that is not the newest
+├── Contradiction          a stored fact, or one of the same batch, says otherwise
+├── RefusedInBatch         some facts of a batch were refused, so none was written
 ├── KeyConflict            the idempotency key was used for another body
 ├── KeyInFlight            a write with this key is under way
 ├── InvalidField           a value that this model cannot take
+├── Cancelled              whoever asked for the write wants it no more
 ├── TooManyWrites          as many writes wait as may
+├── Contended              other replicas were always quicker
 └── ReadOnly               an earlier disk error: no writes until restart
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from npt_core.consolidation import WriteRequest
-from service.ledger import Fact, IdempotencyKey, Version
+from service.ledger import ANONYMOUS, Fact, IdempotencyKey, Version
 
 
 class WriteError(Exception):
@@ -44,6 +50,30 @@ class StaleVersion(WriteError):
         super().__init__(f"If-Match names version {expected}, the newest is {newest}")
 
 
+class Contradiction(WriteError):
+    """`conflicts` are the ids of the stored facts that say otherwise."""
+
+    def __init__(self, conflicts: Sequence[str]) -> None:
+        super().__init__(f"another answer to the same question is stored: {', '.join(conflicts)}")
+        self.conflicts = tuple(conflicts)
+
+
+class SelfContradiction(WriteError):
+    """Two facts of one batch answer one question differently."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"facts.{first} and facts.{second} answer the same question differently")
+
+
+class RefusedInBatch(WriteError):
+    """`refused` says for each refused fact of a batch, by its index, why."""
+
+    def __init__(self, refused: Mapping[int, Exception]) -> None:
+        first = min(refused)
+        super().__init__(f"facts.{first}: {refused[first]}")
+        self.refused = dict(refused)
+
+
 class KeyConflict(WriteError):
     def __init__(self) -> None:
         super().__init__("this Idempotency-Key was used with another body")
@@ -61,9 +91,19 @@ class InvalidField(WriteError):
         self.reason = reason
 
 
+class Cancelled(WriteError):
+    def __init__(self) -> None:
+        super().__init__("the write was cancelled")
+
+
 class TooManyWrites(WriteError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} writes are under way or waiting")
+
+
+class Contended(WriteError):
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"other replicas published first, {attempts} times in a row")
 
 
 class ReadOnly(WriteError):
@@ -71,14 +111,33 @@ class ReadOnly(WriteError):
         super().__init__(f"no writes until restart: {cause}")
 
 
+class OnConflict(StrEnum):
+    """What becomes of a stored fact that says otherwise."""
+
+    SUPERSEDE = "supersede"
+    REJECT = "reject"
+    ALLOW = "allow"
+
+
 @dataclass(frozen=True, slots=True)
-class AddFact:
-    """Write a fact. `document` is the request as the ledger keeps it."""
+class NewFact:
+    """One fact to write. `document` is the request as the ledger keeps it."""
 
     request: WriteRequest
     document: Mapping[str, Any]
+    on_conflict: OnConflict = OnConflict.SUPERSEDE
+    expires_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddFacts:
+    """Write facts, all in one version or none. Setting `cancelled` ends it, if it is not yet stored."""
+
+    facts: tuple[NewFact, ...]
     key: IdempotencyKey | None = None
     if_match: int | None = None
+    actor: str = ANONYMOUS
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +145,28 @@ class Rehearsed:
     """What a dry run measured; nothing was written."""
 
     weights_version: int
-    report: Mapping[str, Any]
+    reports: tuple[Mapping[str, Any], ...]
+    conflicts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A fact that is written; `replayed` if an earlier request with its key wrote it."""
+    """Facts that are written, and those they superseded; `replayed` if an earlier request with the same
+    key wrote them.
+    """
 
-    fact: Fact
+    version: Version
+    facts: tuple[Fact, ...]
     replayed: bool = False
+
+    @property
+    def superseded(self) -> tuple[str, ...]:
+        """Ids of facts that died of it."""
+        return self.version.deaths
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A version that a retraction or a rollback made."""
+    """A version that a retraction, a rollback or a fold made."""
 
     version: Version

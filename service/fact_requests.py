@@ -1,27 +1,43 @@
 """From a validated body to a command for the writer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from npt_core.consolidation import Question, WriteRequest
-from service.commands import AddFact, InvalidField
-from service.ledger import IdempotencyKey
+from service.commands import AddFacts, InvalidField, NewFact
+from service.ledger import IdempotencyKey, timestamp
 from service.ledger.chain import digest
-from service.schemas.facts import FactIn, Strategy
+from service.schemas.facts import FactContent, Strategy
 
 
 def add_command(
-    asked: FactIn, num_layers: int, key: str | None = None, if_match: int | None = None
-) -> AddFact:
+    asked: Sequence[FactContent],
+    num_layers: int,
+    actor: str,
+    key: str | None = None,
+    if_match: int | None = None,
+    batch: bool = False,
+) -> AddFacts:
     """What `asked` means for a model of `num_layers` layers.
 
     Raises:
         InvalidField: a layer that the model does not have, or a field that the strategy does not read.
     """
-    _check_layers(asked.layers, num_layers)
-    _check_strategy(asked)
-    document = asked.model_dump(mode="json", exclude={"dry_run"})
-    identity = None if key is None else IdempotencyKey(key, digest(document))
-    return AddFact(_write_request(asked), document, identity, if_match)
+    facts = tuple(_new_fact(fact, num_layers, f"facts.{i}." if batch else "") for i, fact in enumerate(asked))
+    documents = [fact.document for fact in facts]
+    identity = None if key is None else IdempotencyKey(key, digest(documents))
+    return AddFacts(facts, identity, if_match, actor)
+
+
+def _new_fact(asked: FactContent, num_layers: int, prefix: str) -> NewFact:
+    try:
+        _check_layers(asked.layers, num_layers)
+        _check_strategy(asked)
+    except InvalidField as error:
+        raise InvalidField(prefix + error.field, error.reason) from None
+    document = asked.model_dump(mode="json", include=set(FactContent.model_fields))
+    expires_at = None if asked.expires_at is None else timestamp(asked.expires_at)
+    return NewFact(_write_request(asked), document, asked.on_conflict, expires_at)
 
 
 def _check_layers(layers: list[int] | None, num_layers: int) -> None:
@@ -30,15 +46,15 @@ def _check_layers(layers: list[int] | None, num_layers: int) -> None:
         raise InvalidField("layers", f"{beyond[0]} is not below {num_layers}, the number of layers")
 
 
-def _check_strategy(asked: FactIn) -> None:
+def _check_strategy(asked: FactContent) -> None:
     if asked.strategy is Strategy.MODULATION:
         return
     for field in ("preset", "token_idx"):
-        if getattr(asked, field) != FactIn.model_fields[field].default:
+        if getattr(asked, field) != FactContent.model_fields[field].default:
             raise InvalidField(field, f"is for the strategy modulation, not for {asked.strategy}")
 
 
-def _write_request(asked: FactIn) -> WriteRequest:
+def _write_request(asked: FactContent) -> WriteRequest:
     # What is absent is left to the consolidator: its defaults depend on strategy and preset.
     optional: dict[str, Any] = {
         "alpha": asked.alpha,

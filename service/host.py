@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from npt_core.bank import BankError
 from npt_core.engine import Engine, EngineConfig, StepRunner, alone
-from service.blobs import BlobStore
-from service.ledger import FolderLock, Ledger, LedgerDamaged
+from service.blobs import Blobs, BlobUnavailable, FolderBlobs
+from service.ledger import FolderLock, Ledger, sqlite_url
 from service.metrics import Metrics
+from service.replica import Replica
 from service.runtime import Runtime
 from service.settings import Settings
 from service.storage import make_private_folder
 from service.version_gate import VersionGate
-from service.weights_codec import UndecodableWeights, decode
 from service.writer import Writer
 
 LEDGER_FILE = "ledger.db"
@@ -36,6 +35,7 @@ class Host:
     runtime: Runtime
     engine: Engine
     ledger: Ledger
+    replica: Replica
     writer: Writer
     gate: VersionGate
     metrics: Metrics
@@ -46,9 +46,19 @@ class Host:
         """The newest version."""
         return self.runtime.bank.version
 
+    @property
+    def unready(self) -> str | None:
+        """Why traffic should go elsewhere, if it should."""
+        if self.replica.problem is not None:
+            return self.replica.problem
+        if self.replica.lag > self.settings.version_lag:
+            return f"{self.replica.lag} versions behind the ledger"
+        return None
+
     def close(self) -> None:
         """Let a write end, cancel what runs, then let go of the ledger and the folder."""
         self.writer.close()
+        self.replica.close()
         self.engine.close()
         self.ledger.close()
         self.lock.release()
@@ -58,30 +68,49 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
     """Open the data folder, load the model, and give it every fact it was taught.
 
     Raises:
-        LedgerError, BlobError, StorageError: the data folder cannot be used.
+        LedgerError, BlobError, StorageError: the data folder, the database or the object store cannot be
+            used.
         npt_core.checkpoint.CheckpointError: the checkpoint cannot.
     """
     make_private_folder(settings.data)
     lock = FolderLock(settings.data)
     try:
         # A damaged ledger is told at once, not after the model took its time to load.
-        ledger = Ledger(settings.data / LEDGER_FILE)
-        blobs = BlobStore(settings.data / BLOB_FOLDER)
-        runtime, runner = alone(_prepared, settings, load_runtime, ledger, blobs)
-        return _assemble(settings, runtime, runner, ledger, blobs, lock)
+        ledger = open_ledger(settings)
+        blobs = open_blobs(settings)
+        runtime, runner, replica = alone(_prepared, settings, load_runtime, ledger, blobs)
+        return _assemble(settings, runtime, runner, ledger, blobs, replica, lock)
     except BaseException:
         lock.release()
         raise
 
 
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger that the settings name. Raises the `LedgerError` tree."""
+    return Ledger(settings.database_url or sqlite_url(settings.data / LEDGER_FILE))
+
+
+def open_blobs(settings: Settings) -> Blobs:
+    """The blobs that the settings name. Raises the `BlobError` and `StorageError` trees."""
+    if settings.blob_store is None:
+        return FolderBlobs(settings.data / BLOB_FOLDER)
+    try:
+        from service.object_blobs import ObjectBlobs
+    except ImportError as error:
+        reason = "needs the extra `s3`: pip install 'npt[s3]'"
+        raise BlobUnavailable(settings.blob_store, reason) from error
+    return ObjectBlobs(settings.blob_store)
+
+
 def _prepared(
-    settings: Settings, load_runtime: LoadRuntime, ledger: Ledger, blobs: BlobStore
-) -> tuple[Runtime, StepRunner]:
+    settings: Settings, load_runtime: LoadRuntime, ledger: Ledger, blobs: Blobs
+) -> tuple[Runtime, StepRunner, Replica]:
     """The model with every fact it was taught, and what computes its steps."""
     runtime = load_runtime(settings.model, cache=settings.data / CALIBRATION_FOLDER)
     ledger.bind(runtime.fingerprint)
-    replay(ledger, blobs, runtime, settings.data / LEDGER_FILE)
-    return runtime, runtime.runner(settings.kv_pages)
+    replica = Replica(ledger, blobs, runtime.bank)
+    replica.catch_up()
+    return runtime, runtime.runner(settings.kv_pages), replica
 
 
 def _assemble(
@@ -89,7 +118,8 @@ def _assemble(
     runtime: Runtime,
     runner: StepRunner,
     ledger: Ledger,
-    blobs: BlobStore,
+    blobs: Blobs,
+    replica: Replica,
     lock: FolderLock,
 ) -> Host:
     bank, metrics = runtime.bank, Metrics()
@@ -101,42 +131,27 @@ def _assemble(
         writers_share=settings.writers_share,
     )
     engine = Engine(runner, bank, runtime.template.eos_token_ids, config)
-    runtime.consolidator.give_way(engine.pause)
     writer = Writer(
         ledger,
         blobs,
         bank,
+        replica,
         runtime.consolidator,
         metrics,
         engine.execute,
         max_pending=settings.max_pending_writes,
-        published=lambda: _published(host),
     )
-    host = Host(settings, runtime, engine, ledger, writer, gate, metrics, lock)
+
+    def pause() -> None:
+        engine.pause()
+        writer.stop_if_cancelled()
+
+    runtime.consolidator.give_way(pause)
+    host = Host(settings, runtime, engine, ledger, replica, writer, gate, metrics, lock)
     _published(host)
     _watch(host)
+    replica.serve(engine.execute, lambda: _published(host))
     return host
-
-
-def replay(ledger: Ledger, blobs: BlobStore, runtime: Runtime, path: Path) -> None:
-    """Publish every version of `ledger` to the bank, from the stored bytes.
-
-    Raises:
-        BlobError: a blob is missing or damaged.
-        LedgerDamaged: a blob is intact but does not hold weights that fit the model.
-    """
-    names = {stored.fact.id: stored.fact.blob for stored in ledger.facts()}
-    for version in ledger.versions(after=0):
-        births = {}
-        for fact_id in version.births:
-            try:
-                births[fact_id] = decode(blobs.get(names[fact_id]))
-            except UndecodableWeights as error:
-                raise LedgerDamaged(path, f"blob of fact {fact_id}: {error}") from error
-        try:
-            runtime.bank.publish(version.version, births, version.deaths)
-        except BankError as error:
-            raise LedgerDamaged(path, f"version {version.version}: {error}") from error
 
 
 def _published(host: Host) -> None:
@@ -154,6 +169,14 @@ def _watch(host: Host) -> None:
             "npt_requests_running": ("Sequences being decoded.", lambda: engine.running),
             "npt_requests_waiting": ("Sequences in the queue.", lambda: engine.waiting),
             "npt_weights_version": ("The newest version.", lambda: bank.version),
+            "npt_weights_version_lag": (
+                "Versions that the ledger was seen to have and this replica lacks.",
+                lambda: host.replica.lag,
+            ),
+            "npt_ledger_reachable": (
+                "Whether the database answered when it was last asked.",
+                lambda: float(host.replica.reachable),
+            ),
             "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version - bank.oldest + 1),
             "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),
             "npt_kv_cache_usage_ratio": (

@@ -8,21 +8,21 @@ from service.commands import KeyInFlight
 
 
 class KeysInFlight:
-    """Lets one request per key through at a time. Thread-safe."""
+    """Lets one request per actor and key through at a time. Thread-safe."""
 
     def __init__(self) -> None:
-        self._keys: set[str] = set()
+        self._keys: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     @contextmanager
-    def reserved(self, key: str) -> Iterator[None]:
-        """Hold `key`. Raises `KeyInFlight` where another request holds it."""
+    def reserved(self, actor: str, key: str) -> Iterator[None]:
+        """Hold `key` of `actor`. Raises `KeyInFlight` where another request holds it."""
         with self._lock:
-            if key in self._keys:
+            if (actor, key) in self._keys:
                 raise KeyInFlight
-            self._keys.add(key)
+            self._keys.add((actor, key))
         try:
             yield
         finally:
             with self._lock:
-                self._keys.discard(key)
+                self._keys.discard((actor, key))

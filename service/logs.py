@@ -33,5 +33,6 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # Every request is logged once already, with its id and version.
     logging.getLogger("uvicorn.access").disabled = True

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from npt_core import consolidation, engine
-from service import blobs, commands, storage
+from service import blobs, commands, ledger, storage
 from service.request_errors import FailedGeneration, MalformedHeader, VersionNotReached
 from service.schemas.problem import FieldProblem, Problem
 
@@ -73,6 +73,23 @@ NOT_REACHED = Kind(
     retry=True,
 )
 READ_ONLY = Kind("npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written")
+CONTRADICTION = Kind(
+    "npt:fact-conflict", HTTPStatus.CONFLICT, "A stored fact answers the same question otherwise"
+)
+SELF_CONTRADICTION = Kind(
+    "npt:batch-conflict", HTTPStatus.CONFLICT, "Two facts of the batch contradict each other"
+)
+CANCELLED = Kind("npt:cancelled", HTTPStatus.CONFLICT, "The write was cancelled")
+CONTENDED = Kind(
+    "npt:contended", HTTPStatus.SERVICE_UNAVAILABLE, "Other replicas were always quicker", retry=True
+)
+UNAVAILABLE = Kind(
+    "npt:storage-unavailable",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The database or the object store does not answer",
+    retry=True,
+)
+LEDGER_DAMAGED = Kind("npt:ledger-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "The stored history is damaged")
 DISK_FULL = Kind("npt:disk-full", HTTPStatus.INSUFFICIENT_STORAGE, "There is no room on the disk")
 BLOB_DAMAGED = Kind(
     "npt:blob-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "Stored weights are missing or damaged"
@@ -100,11 +117,19 @@ TABLE: Mapping[type[Exception], Kind] = {
     commands.KeyInFlight: KEY_IN_FLIGHT,
     commands.InvalidField: INVALID,
     commands.TooManyWrites: OVERLOADED,
+    commands.Contradiction: CONTRADICTION,
+    commands.SelfContradiction: SELF_CONTRADICTION,
+    commands.RefusedInBatch: NOT_RECALLED,
+    commands.Cancelled: CANCELLED,
+    commands.Contended: CONTENDED,
+    ledger.LedgerUnavailable: UNAVAILABLE,
+    ledger.LedgerDamaged: LEDGER_DAMAGED,
     commands.ReadOnly: READ_ONLY,
     storage.DiskFull: DISK_FULL,
     storage.StorageFailed: READ_ONLY,
     blobs.BlobMissing: BLOB_DAMAGED,
     blobs.BlobDamaged: BLOB_DAMAGED,
+    blobs.BlobUnavailable: UNAVAILABLE,
 }
 
 _BY_STATUS: Mapping[int, Kind] = {
@@ -127,9 +152,11 @@ def install(app: FastAPI) -> None:
 
 def problem_of(error: Exception) -> Problem:
     """The problem an error stands for; an unknown one tells the client nothing."""
-    kind = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+    kind = _kind(error)
     if kind is None:
         return _problem(INTERNAL)
+    if isinstance(error, commands.RefusedInBatch):
+        return _of_batch(error)
     report = getattr(error, "report", None)
     gone = error if isinstance(error, engine.VersionGone) else None
     return _problem(
@@ -139,6 +166,27 @@ def problem_of(error: Exception) -> Problem:
         report=None if report is None else report.as_dict(),
         asked_version=gone and gone.version,
         oldest_version=gone and gone.oldest,
+        conflicts=list(error.conflicts) if isinstance(error, commands.Contradiction) else None,
+    )
+
+
+def _kind(error: Exception) -> Kind | None:
+    return next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+
+
+def _of_batch(error: commands.RefusedInBatch) -> Problem:
+    """The kind is that of the first refused fact; every one is told, with what was measured."""
+    refused = {i: problem_of(each) for i, each in sorted(error.refused.items())}
+    first = next(iter(refused.values()))
+    return first.model_copy(
+        update={
+            "detail": str(error),
+            "errors": [
+                FieldProblem(field=f"facts.{i}", reason=str(error.refused[i]), report=problem.report)
+                for i, problem in refused.items()
+            ],
+            "report": None,
+        }
     )
 
 

@@ -5,7 +5,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from npt_core.consolidation import WriteRequest
+from npt_core.bank import FactWeights, Match
+from npt_core.consolidation import ConsolidationError, WriteRequest
 from npt_core.engine import StepRunner
 
 T = TypeVar("T")
@@ -43,7 +44,15 @@ class Bank(Protocol):
 
     def check(self, version: int, births: Mapping[str, Any], deaths: Collection[str]) -> None: ...
 
-    def publish(self, version: int, births: Mapping[str, Any], deaths: Collection[str]) -> None: ...
+    def publish(
+        self,
+        version: int,
+        births: Mapping[str, Any],
+        deaths: Collection[str],
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None: ...
+
+    def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> Sequence[Match]: ...
 
     def num_columns(self) -> int: ...
 
@@ -58,6 +67,9 @@ class Report(Protocol):
     def drift(self) -> float: ...
 
     @property
+    def answer(self) -> str | None: ...
+
+    @property
     def timings(self) -> Mapping[str, float]: ...
 
     def as_dict(self) -> dict[str, Any]: ...
@@ -67,7 +79,10 @@ class Consolidated(Protocol):
     """A fact turned into weights, not yet published."""
 
     @property
-    def weights(self) -> Weights: ...
+    def weights(self) -> FactWeights: ...
+
+    @property
+    def asked(self) -> Mapping[int, Tensor]: ...
 
     @property
     def report(self) -> Report: ...
@@ -80,9 +95,13 @@ class Compute(Protocol):
 
 
 class Consolidator(Protocol):
-    """Turns a fact into weights; raises the `ConsolidationError` tree."""
+    """Turns facts into weights."""
 
-    def consolidate(self, request: WriteRequest, /) -> Consolidated: ...
+    def consolidate_all(
+        self, requests: Sequence[WriteRequest], /
+    ) -> Sequence[Consolidated | ConsolidationError]: ...
+
+    def question_keys(self, prompt: str, bank: Any, version: int, /) -> Mapping[int, Tensor]: ...
 
     def give_way(self, pause: Callable[[], None], /) -> None: ...
 

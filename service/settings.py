@@ -1,10 +1,13 @@
 """Everything the service can be told, from `NPT_*` variables and the flags of `npt serve`."""
 
 import ipaddress
+import re
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.ledger.database import parsed
 
 
 class Settings(BaseSettings):
@@ -21,6 +24,13 @@ class Settings(BaseSettings):
     """A folder or a hub id."""
     data: Path = Path("data")
     """The folder of ledger and blobs; one process owns it."""
+    database_url: str | None = None
+    """Where the ledger is: absent, a SQLite file in `data`; `postgresql://user@host/name` for one that
+    several replicas share."""
+    blob_store: str | None = None
+    """Where weights are kept: absent, a folder in `data`; `s3://bucket/prefix` for several replicas."""
+    version_lag: int = Field(100, ge=0)
+    """Versions that a replica may be behind the ledger and still be ready."""
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
@@ -55,6 +65,20 @@ class Settings(BaseSettings):
     """How long running answers may go on after SIGTERM."""
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_known_database(cls, url: str | None) -> str | None:
+        if url is not None:
+            parsed(url)
+        return url
+
+    @field_validator("blob_store")
+    @classmethod
+    def _is_known_store(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", url):
+            raise ValueError("must be s3://bucket or s3://bucket/prefix")
+        return url
 
     @model_validator(mode="after")
     def _refuse_to_serve_strangers(self) -> "Settings":

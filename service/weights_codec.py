@@ -3,7 +3,7 @@
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from npt_core.bank import BankError, FactWeights
+from npt_core.bank import BankError, FactWeights, Fold
 from service.runtime import Weights
 
 
@@ -24,5 +24,22 @@ def decode(data: bytes) -> FactWeights:
     """
     try:
         return FactWeights.from_tensors(load(data))
+    except (SafetensorError, BankError, ValueError) as error:
+        raise UndecodableWeights(str(error)) from error
+
+
+def encode_fold(fold: Fold) -> bytes:
+    """Bytes that are the same for the same fold."""
+    return save({name: tensor.cpu() for name, tensor in fold.to_tensors().items()})
+
+
+def decode_fold(data: bytes) -> Fold:
+    """The inverse of `encode_fold`.
+
+    Raises:
+        UndecodableWeights: not safetensors, or no fold.
+    """
+    try:
+        return Fold.from_tensors(load(data))
     except (SafetensorError, BankError, ValueError) as error:
         raise UndecodableWeights(str(error)) from error

@@ -2,67 +2,98 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from secrets import token_hex
+from typing import TypeVar
 
 from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
-from service.blobs import BlobStore
+from service.blobs import Blobs
 from service.commands import (
     Added,
-    AddFact,
+    AddFacts,
+    Cancelled,
+    Contended,
+    Contradiction,
     FactAlreadyRetracted,
     FactNotFound,
     KeyConflict,
     Moved,
+    NewFact,
+    OnConflict,
     ReadOnly,
+    RefusedInBatch,
     Rehearsed,
+    SelfContradiction,
     StaleVersion,
     TooManyWrites,
     UnknownVersion,
 )
+from service.conflicts import contradicted, disagreeing
 from service.keys_in_flight import KeysInFlight
-from service.ledger import Change, Fact, FactState, Ledger, Version, VersionKind, now
+from service.ledger import (
+    ANONYMOUS,
+    Change,
+    Fact,
+    FactState,
+    Ledger,
+    LedgerUnavailable,
+    StaleParent,
+    Version,
+    VersionKind,
+    now,
+)
 from service.metrics import Metrics
+from service.replica import Replica
 from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
 from service.storage import StorageFailed
-from service.weights_codec import decode, encode
+from service.weights_codec import encode
+
+T = TypeVar("T")
+ATTEMPTS = 20
+"""How often a write starts over because another replica published first. A fact's weights do not depend
+on the version they land on, so only the ledger is asked again."""
 
 
 class Writer:
     """Changes ledger, blobs and bank together: wholly, or not at all.
 
     The order is what makes an acknowledged fact durable: the blob, then the ledger that names
-    it, then the bank, then the answer. `compute` is where the model's work is done; `published` is
-    called after each new version.
-    Thread-safe; raises the `WriteError`, `ConsolidationError`, `StorageError` and `BlobError`
-    trees.
+    it, then the bank, then the answer. `compute` is where the model's work is done.
+    Thread-safe; raises the `WriteError`, `ConsolidationError`, `StorageError`, `BlobError` and
+    `LedgerError` trees.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        blobs: BlobStore,
+        blobs: Blobs,
         bank: Bank,
+        replica: Replica,
         consolidator: Consolidator,
         metrics: Metrics,
         compute: Compute,
         *,
         max_pending: int = 16,
-        published: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._bank = bank
+        self._replica = replica
         self._consolidator = consolidator
         self._metrics = metrics
         self._compute = compute
-        self._published = published
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(max_pending)
         self._max_pending = max_pending
         self._keys = KeysInFlight()
         self._failure: str | None = None
+        self._under_way: AddFacts | None = None
+
+    @property
+    def read_only(self) -> str | None:
+        """Why nothing can be written until restart."""
+        return self._failure
 
     def close(self) -> None:
         """Refuse what waits, and wait for the write under way: afterwards the folder is at rest."""
@@ -70,74 +101,139 @@ class Writer:
         with self._lock:
             pass
 
-    def add(self, command: AddFact) -> Added:
-        """Write a fact, or answer as before where its key has been used with the same body."""
+    def stop_if_cancelled(self) -> None:
+        """Called by consolidation between its pieces. Raises `Cancelled`."""
+        if self._under_way is not None and self._under_way.cancelled.is_set():
+            raise Cancelled
+
+    def add(self, command: AddFacts) -> Added:
+        """Write facts, or answer as before where the key has been used with the same body."""
         with self._key_reserved(command):
             replayed = self._replayed(command)
             if replayed is not None:
                 return replayed
-            with self._writing(command.if_match):
-                consolidated = self._consolidate(command)
-                fact = self._publish_fact(command, consolidated)
-            self._metrics.facts.labels("published").inc()
-            self._metrics.fact_recall.observe(consolidated.report.recall_after)
-            self._metrics.drift.observe(consolidated.report.drift)
-            return Added(fact)
+            with self._writing(command.if_match), self._cancellable(command):
+                fresh = self._consolidate(command.facts)
+                blobs = self._store(fresh)
+                added = self._until_newest(lambda: self._add(command, fresh, blobs))
+            if not added.replayed:
+                self._count(fresh)
+            return added
 
-    def rehearse(self, command: AddFact) -> Rehearsed:
+    def rehearse(self, command: AddFacts) -> Rehearsed:
         """All that `add` would do and measure, except for writing it."""
-        with self._writing(command.if_match):
-            consolidated = self._consolidate(command)
-            self._metrics.facts.labels("dry_run").inc()
-            return Rehearsed(self._bank.version, consolidated.report.as_dict())
+        with self._writing(command.if_match), self._cancellable(command):
+            fresh = self._consolidate(command.facts)
+            conflicts = {id_ for each in fresh for id_ in self._contradicted(each)}
+            self._metrics.facts.labels("dry_run").inc(len(fresh))
+            reports = tuple(each.report.as_dict() for each in fresh)
+            return Rehearsed(self._bank.version, reports, tuple(sorted(conflicts)))
 
-    def retract(self, fact_id: str, if_match: int | None = None) -> Moved:
+    def retract(self, fact_id: str, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
         """A new version that does not know the fact."""
         with self._writing(if_match):
-            stored = self._ledger.fact(fact_id)
-            if stored is None:
-                raise FactNotFound(fact_id)
-            if stored.state is FactState.RETRACTED:
-                raise FactAlreadyRetracted(fact_id, stored.died or 0)
-            version = self._commit(Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,)), {})
+            version = self._until_newest(lambda: self._retract(fact_id, if_match, actor))
             self._metrics.facts.labels("retracted").inc()
             return Moved(version)
 
-    def activate(self, target: int, if_match: int | None = None) -> Moved:
+    def activate(self, target: int, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
         """A new version that knows exactly what version `target` knew."""
         with self._writing(if_match):
-            newest = self._bank.version
-            if not 0 <= target <= newest:
-                raise UnknownVersion(target, newest)
-            then, today = self._ledger.live(target), self._ledger.live(newest)
-            births, deaths = then - today, today - then
-            change = Change(newest, VersionKind.ROLLBACK, tuple(births), tuple(deaths), target=target)
-            return Moved(self._commit(change, self.load(births)))
+            return Moved(self._until_newest(lambda: self._activate(target, if_match, actor)))
 
     def load(self, fact_ids: Iterable[str]) -> dict[str, Weights]:
         """The weights of facts, from their blobs. Raises the `BlobError` tree."""
-        stored = {fact_id: self._ledger.fact(fact_id) for fact_id in fact_ids}
-        return {
-            fact_id: decode(self._blobs.get(found.fact.blob))
-            for fact_id, found in stored.items()
-            if found is not None
-        }
+        facts = self._ledger.facts_by_id(fact_ids)
+        return {id_: self._replica.load(fact) for id_, fact in facts.items()}
 
-    def _publish_fact(self, command: AddFact, consolidated: Consolidated) -> Fact:
-        with self._timed("blob"), self._fatal_if_storage_fails():
-            blob = self._blobs.put(encode(consolidated.weights))
-        version = self._bank.version
-        fact = Fact(
-            id=f"fact_{token_hex(8)}",
-            version=version + 1,
-            request=command.document,
-            report=consolidated.report.as_dict(),
-            blob=blob,
-            created_at=now(),
+    def _add(self, command: AddFacts, fresh: Sequence[Consolidated], blobs: Sequence[str]) -> Added:
+        replayed = self._replayed(command)
+        if replayed is not None:
+            return replayed
+        self._check_match(command.if_match)
+        deaths = self._superseded(command.facts, fresh)
+        parent, moment = self._bank.version, now()
+        # In the order of the request also where they are sorted, as when an answer is repeated.
+        ids = sorted(f"fact_{token_hex(8)}" for _ in fresh)
+        facts = tuple(
+            Fact(
+                id=id_,
+                version=parent + 1,
+                request=new.document,
+                report=each.report.as_dict(),
+                blob=blob,
+                created_at=moment,
+                expires_at=new.expires_at,
+            )
+            for id_, new, each, blob in zip(ids, command.facts, fresh, blobs, strict=True)
         )
-        change = Change(version, VersionKind.FACT, births=(fact.id,), new_fact=fact, key=command.key)
-        self._commit(change, {fact.id: consolidated.weights})
-        return fact
+        births = {fact.id: each.weights for fact, each in zip(facts, fresh, strict=True)}
+        if command.cancelled.is_set():
+            raise Cancelled
+        change = Change(
+            parent,
+            VersionKind.FACT,
+            births=tuple(births),
+            deaths=deaths,
+            new_facts=facts,
+            key=command.key,
+            actor=command.actor,
+        )
+        return Added(self._commit(change, births), facts)
+
+    def _superseded(self, facts: Sequence[NewFact], fresh: Sequence[Consolidated]) -> tuple[str, ...]:
+        """The stored facts that die of new ones. Raises `Contradiction` where they may not."""
+        dead: set[str] = set()
+        for new, each in zip(facts, fresh, strict=True):
+            if new.on_conflict is OnConflict.ALLOW:
+                continue
+            found = self._contradicted(each)
+            if found and new.on_conflict is OnConflict.REJECT:
+                raise Contradiction(found)
+            dead.update(found)
+        return tuple(sorted(dead))
+
+    def _contradicted(self, fresh: Consolidated) -> tuple[str, ...]:
+        return self._compute(lambda: contradicted(self._bank, fresh, self._ledger.facts_by_id))
+
+    def _retract(self, fact_id: str, if_match: int | None, actor: str) -> Version:
+        self._check_match(if_match)
+        stored = self._ledger.fact(fact_id)
+        if stored is None:
+            raise FactNotFound(fact_id)
+        if stored.state is FactState.RETRACTED:
+            raise FactAlreadyRetracted(fact_id, stored.died or 0)
+        change = Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,), actor=actor)
+        return self._commit(change, {})
+
+    def _activate(self, target: int, if_match: int | None, actor: str) -> Version:
+        self._check_match(if_match)
+        newest = self._bank.version
+        found = self._ledger.version(target) if 0 <= target <= newest else None
+        if found is None:
+            raise UnknownVersion(target, newest)
+        then, today = self._ledger.live(target), self._ledger.live(newest)
+        births, deaths = then - today, today - then
+        change = Change(
+            newest,
+            VersionKind.ROLLBACK,
+            tuple(births),
+            tuple(deaths),
+            target=target,
+            actor=actor,
+            fold=found.fold,
+        )
+        return self._commit(change, self.load(births))
+
+    def _until_newest(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` gives on top of the newest version, whoever else writes."""
+        for _ in range(ATTEMPTS):
+            self._replica.catch_up()
+            try:
+                return attempt()
+            except StaleParent:
+                continue
+        raise Contended(ATTEMPTS)
 
     def _commit(self, change: Change, births: Mapping[str, Weights]) -> Version:
         """Ledger first: what the bank serves must survive a restart. What the bank would refuse must not."""
@@ -146,41 +242,74 @@ class Writer:
             version = self._ledger.commit(change)
         with self._timed("publish"):
             try:
-                self._compute(lambda: self._bank.publish(version.version, births, change.deaths))
+                self._replica.catch_up(births)
+            except LedgerUnavailable:
+                pass  # it is committed: the follower publishes it when the database answers again
             except Exception:
                 # The ledger is ahead of the bank; only a replay brings them together again.
                 self._failure = f"version {version.version} could not be published"
                 raise
-        self._published()
         return version
 
-    def _consolidate(self, command: AddFact) -> Consolidated:
-        try:
-            with self._timed("consolidate"):
-                consolidated = self._compute(lambda: self._consolidator.consolidate(command.request))
-        except ConsolidationError as error:
+    def _consolidate(self, facts: Sequence[NewFact]) -> list[Consolidated]:
+        with self._timed("consolidate"):
+            outcomes = self._compute(
+                lambda: self._consolidator.consolidate_all([new.request for new in facts])
+            )
+        fresh = [each for each in outcomes if not isinstance(each, ConsolidationError)]
+        refused = {i: each for i, each in enumerate(outcomes) if isinstance(each, ConsolidationError)}
+        for error in refused.values():
             self._metrics.facts.labels(_refusal(error)).inc()
-            raise
-        for stage, seconds in consolidated.report.timings.items():
-            self._metrics.fact_write.labels(stage).observe(seconds)
-        return consolidated
+        if refused:
+            raise refused[0] if len(facts) == 1 else RefusedInBatch(refused)
+        pair = self._compute(lambda: disagreeing(fresh))
+        if pair is not None:
+            raise SelfContradiction(*pair)
+        for each in fresh:
+            for stage, seconds in each.report.timings.items():
+                self._metrics.fact_write.labels(stage).observe(seconds)
+        return fresh
 
-    def _replayed(self, command: AddFact) -> Added | None:
-        found = None if command.key is None else self._ledger.find_key(command.key.key)
+    def _store(self, fresh: Sequence[Consolidated]) -> list[str]:
+        with self._timed("blob"), self._fatal_if_storage_fails():
+            return [self._blobs.put(encode(each.weights)) for each in fresh]
+
+    def _count(self, fresh: Sequence[Consolidated]) -> None:
+        self._metrics.facts.labels("published").inc(len(fresh))
+        for each in fresh:
+            self._metrics.fact_recall.observe(each.report.recall_after)
+            self._metrics.drift.observe(each.report.drift)
+
+    def _replayed(self, command: AddFacts) -> Added | None:
+        found = None if command.key is None else self._ledger.find_key(command.actor, command.key.key)
         if found is None:
             return None
-        key, stored = found
+        key, number = found
         if key != command.key:
             raise KeyConflict
-        return Added(stored.fact, replayed=True)
+        version = self._ledger.version(number)
+        if version is None:
+            raise LookupError(f"version {number} of an idempotency key is missing")
+        facts = self._ledger.facts_by_id(version.births)
+        return Added(version, _in_order(facts.values()), replayed=True)
 
     @contextmanager
-    def _key_reserved(self, command: AddFact) -> Iterator[None]:
+    def _key_reserved(self, command: AddFacts) -> Iterator[None]:
         if command.key is None:
             yield
             return
-        with self._keys.reserved(command.key.key):
+        with self._keys.reserved(command.actor, command.key.key):
             yield
+
+    @contextmanager
+    def _cancellable(self, command: AddFacts) -> Iterator[None]:
+        if command.cancelled.is_set():
+            raise Cancelled
+        self._under_way = command
+        try:
+            yield
+        finally:
+            self._under_way = None
 
     @contextmanager
     def _writing(self, if_match: int | None) -> Iterator[None]:
@@ -192,14 +321,14 @@ class Writer:
             asked = time.perf_counter()
             with self._lock:
                 self._metrics.lock_wait.observe(time.perf_counter() - asked)
-                self._check_writable(if_match)
+                if self._failure is not None:
+                    raise ReadOnly(self._failure)
+                self._check_match(if_match)
                 yield
         finally:
             self._places.release()
 
-    def _check_writable(self, if_match: int | None) -> None:
-        if self._failure is not None:
-            raise ReadOnly(self._failure)
+    def _check_match(self, if_match: int | None) -> None:
         if if_match is not None and if_match != self._bank.version:
             raise StaleVersion(if_match, self._bank.version)
 
@@ -216,6 +345,10 @@ class Writer:
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.fact_write.labels(stage).time():
             yield
+
+
+def _in_order(facts: Iterable[Fact]) -> tuple[Fact, ...]:
+    return tuple(sorted(facts, key=lambda fact: fact.id))
 
 
 def _refusal(error: ConsolidationError) -> str:

@@ -10,8 +10,9 @@ the same rows to its last token, whatever is published meanwhile.
 from npt_core.bank.bank import Bank
 from npt_core.bank.bases import Product, folded
 from npt_core.bank.layer import PlasticLayer
+from npt_core.bank.matches import Match
 from npt_core.bank.matching import Whitening
-from npt_core.bank.weights import BankError, Columns, Factors, FactWeights, Site
+from npt_core.bank.weights import BankError, Columns, Factors, FactWeights, Fold, Site
 
 __all__ = [
     "Bank",
@@ -19,6 +20,8 @@ __all__ = [
     "Columns",
     "FactWeights",
     "Factors",
+    "Fold",
+    "Match",
     "PlasticLayer",
     "Product",
     "Site",

@@ -24,6 +24,26 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """What is folded into `down_proj`, all of it: by layer, `delta` `[d, d_ffn]`, float64."""
+
+    deltas: Mapping[int, Tensor]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named contiguous tensors for safetensors."""
+        return {f"fold.{layer}": delta.contiguous() for layer, delta in self.deltas.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `to_tensors`. Raises BankError for tensors it did not write."""
+        names = {name: name.removeprefix("fold.") for name in tensors}
+        wrong = [name for name, layer in names.items() if name == layer or not layer.isdecimal()]
+        if wrong:
+            raise BankError(f"unknown tensor {wrong[0]!r} in a fold")
+        return cls({int(names[name]): tensor for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
 class Factors:
     """Rank-one updates of one matrix: `y += (x @ right^T) @ left`; float32."""
 

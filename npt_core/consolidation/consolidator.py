@@ -205,7 +205,30 @@ class Consolidator:
                 raise NotRecalled("the fact was not recalled on held-out wordings", report)
             if report.locality < config.min_locality:
                 raise NotRecalled("the fact was recalled, but changed answers to other questions", report)
-        return Consolidated(weights, report)
+        return Consolidated(weights, report, self._asked(study, weights))
+
+    @torch.no_grad()
+    def question_keys(self, prompt: str, bank: Bank, version: int) -> dict[int, Tensor]:
+        """Keys `[1, p]` of the last token of `prompt`, as `version` of `bank` computes them, in each layer
+        that can hold columns.
+        """
+        ids = self.template.encode(self.template.with_context(prompt, []))
+        with plastic(self.model, bank.layers):
+            states = run(self.model, [ids], sorted(self.calibration.layers), version)
+        whitening = self.calibration.whitening
+        return {i: whitening[i].key(states.keys[i][0, len(ids) - 1 : len(ids)]) for i in states.keys}
+
+    def _asked(self, study: Study, weights: FactWeights) -> dict[int, Tensor]:
+        layers = sorted(
+            {*weights.columns, *(layer for layer, _ in weights.factors)} & {*self.calibration.layers}
+        )
+        if not layers:
+            return {}
+        probes = (*study.training, *study.held_out)
+        states = run(self.model, [p.student for p in probes], layers)
+        first = torch.tensor([p.positions(p.student)[0] for p in probes])
+        at = torch.arange(len(probes)), first
+        return {i: self.calibration.whitening[i].key(states.keys[i][at]) for i in layers}
 
     def studies(self, requests: Sequence[WriteRequest]) -> list[Study]:
         """The first study of each fact."""

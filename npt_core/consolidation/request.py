@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from npt_core.bank import FactWeights
 from npt_core.config import ModulationType
 
@@ -83,7 +85,12 @@ class WriteReport:
 
 @dataclass(frozen=True)
 class Consolidated:
-    """A fact's weights, not yet published, and how they were measured."""
+    """A fact's weights, not yet published, and how they were measured.
+
+    `asked`: by layer, keys `[n, p]` of questions that the fact answers, where the answer begins. What
+    another fact's columns do there contradicts this one, or says the same.
+    """
 
     weights: FactWeights
     report: WriteReport
+    asked: Mapping[int, Tensor] = field(default_factory=dict)

@@ -56,7 +56,12 @@ def plastic(model: NPTForCausalLM, layers: Sequence[PlasticLayer | None]) -> Ite
 
 
 @torch.no_grad()
-def run(model: NPTForCausalLM, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> States:
+def run(
+    model: NPTForCausalLM,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    weights_version: int | None = None,
+) -> States:
     """One pass over right-padded `rows`, with the states of `layers`."""
     keys: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
@@ -73,7 +78,7 @@ def run(model: NPTForCausalLM, rows: Sequence[Sequence[int]], layers: Sequence[i
         )
     try:
         ids = right_padded(rows).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False, weights_version=weights_version).logits
     finally:
         for handle in handles:
             handle.remove()

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Request
 
 from service.host import Host
+from service.ledger import ANONYMOUS
 from service.request_errors import MalformedHeader
 
 _VERSION = re.compile(r'"(\d{1,18})"')
@@ -51,6 +52,12 @@ def idempotency_key(
     return value
 
 
+def actor(request: Request) -> str:
+    """Who asks: the id of the API key, or anonymous on a server without keys."""
+    return cast(str, request.scope.get("state", {}).get("actor", ANONYMOUS))
+
+
 HostDep = Annotated[Host, Depends(get_host)]
 IfMatch = Annotated[int | None, Depends(if_match)]
 Key = Annotated[str | None, Depends(idempotency_key)]
+Actor = Annotated[str, Depends(actor)]

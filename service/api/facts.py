@@ -7,26 +7,53 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import HostDep, IfMatch, Key
+from service.api.dependencies import Actor, HostDep, IfMatch, Key
 from service.api.documentation import answers
-from service.commands import AddFact, FactNotFound
+from service.commands import Added, FactNotFound
 from service.fact_requests import add_command
+from service.fact_search import search
 from service.ledger import START, FactState, Position
 from service.schemas.common import Page
-from service.schemas.facts import FactCreated, FactIn, FactOut, FactRehearsed, FactRetracted
-from service.writer import Writer
+from service.schemas.facts import (
+    MAX_QUESTION,
+    BatchCreated,
+    BatchIn,
+    BatchRehearsed,
+    FactCreated,
+    FactIn,
+    FactOut,
+    FactRehearsed,
+    FactRetracted,
+    FactsFound,
+    FactWritten,
+)
 
 router = APIRouter(prefix="/facts", tags=["facts"])
+batches = APIRouter(tags=["facts"])
 
 MAX_PAGE = 1000
+MAX_FOUND = 100
 FactId = Annotated[str, Path(description="as POST /facts answered it", max_length=64)]
 
 _WRITING = (
     problems.MALFORMED,
     problems.STALE,
     problems.OVERLOADED,
+    problems.CONTENDED,
     problems.READ_ONLY,
+    problems.UNAVAILABLE,
     problems.DISK_FULL,
+)
+_TEACHING = (
+    *_WRITING,
+    problems.CONTRADICTION,
+    problems.KEY_CONFLICT,
+    problems.KEY_IN_FLIGHT,
+    problems.TOO_LARGE,
+    problems.MEDIA,
+    problems.INVALID,
+    problems.UNREADABLE,
+    problems.NOT_RECALLED,
 )
 
 
@@ -37,38 +64,86 @@ _WRITING = (
     response_model=FactCreated | FactRehearsed,
     responses={
         200: {"model": FactRehearsed, "description": "A dry run: nothing was written"},
-        **answers(
-            *_WRITING,
-            problems.KEY_CONFLICT,
-            problems.KEY_IN_FLIGHT,
-            problems.TOO_LARGE,
-            problems.MEDIA,
-            problems.INVALID,
-            problems.UNREADABLE,
-            problems.NOT_RECALLED,
-        ),
+        **answers(*_TEACHING),
     },
 )
 async def create_fact(
-    asked: FactIn, host: HostDep, response: Response, expected: IfMatch, key: Key
+    asked: FactIn, host: HostDep, response: Response, expected: IfMatch, key: Key, actor: Actor
 ) -> FactCreated | FactRehearsed:
     """The fact is consolidated into weights, checked by generation, made durable and published;
     only then comes the answer. A fact that is refused leaves no trace."""
-    command = add_command(asked, host.runtime.num_layers, key, expected)
+    command = add_command([asked], host.runtime.num_layers, actor, key, expected)
     if asked.dry_run:
         response.status_code = 200
-        return await to_thread.run_sync(_rehearse, host.writer, command)
+        rehearsed = await to_thread.run_sync(host.writer.rehearse, command)
+        return FactRehearsed(
+            weights_version=rehearsed.weights_version,
+            report=dict(rehearsed.reports[0]),
+            conflicts=list(rehearsed.conflicts),
+        )
     added = await to_thread.run_sync(host.writer.add, command)
+    (fact,) = added.facts
+    response.headers["Location"] = f"/facts/{fact.id}"
+    _tell_replay(added, response)
+    return FactCreated(
+        id=fact.id,
+        weights_version=fact.version,
+        report=dict(fact.report),
+        superseded=list(added.superseded),
+    )
+
+
+@batches.post(
+    "/facts:batch",
+    summary="Teach facts in one version",
+    status_code=201,
+    response_model=BatchCreated | BatchRehearsed,
+    responses={
+        200: {"model": BatchRehearsed, "description": "A dry run: nothing was written"},
+        **answers(*_TEACHING, problems.SELF_CONTRADICTION),
+    },
+)
+async def create_facts(
+    asked: BatchIn, host: HostDep, response: Response, expected: IfMatch, key: Key, actor: Actor
+) -> BatchCreated | BatchRehearsed:
+    """All or nothing: one that is refused refuses the batch, and the problem says which and why."""
+    command = add_command(asked.facts, host.runtime.num_layers, actor, key, expected, batch=True)
+    if asked.dry_run:
+        response.status_code = 200
+        rehearsed = await to_thread.run_sync(host.writer.rehearse, command)
+        return BatchRehearsed(
+            weights_version=rehearsed.weights_version,
+            reports=[dict(report) for report in rehearsed.reports],
+            conflicts=list(rehearsed.conflicts),
+        )
+    added = await to_thread.run_sync(host.writer.add, command)
+    _tell_replay(added, response)
+    return BatchCreated(
+        weights_version=added.version.version,
+        facts=[FactWritten(id=fact.id, report=dict(fact.report)) for fact in added.facts],
+        superseded=list(added.superseded),
+    )
+
+
+def _tell_replay(added: Added, response: Response) -> None:
     if added.replayed:
         response.headers["Idempotency-Replayed"] = "true"
-    fact = added.fact
-    response.headers["Location"] = f"/facts/{fact.id}"
-    return FactCreated(id=fact.id, weights_version=fact.version, report=dict(fact.report))
 
 
-def _rehearse(writer: Writer, command: AddFact) -> FactRehearsed:
-    rehearsed = writer.rehearse(command)
-    return FactRehearsed(weights_version=rehearsed.weights_version, report=dict(rehearsed.report))
+@batches.get(
+    "/facts:search",
+    summary="Which stored fact would answer",
+    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE, problems.PROMPT_TOO_LONG),
+)
+async def search_facts(
+    host: HostDep,
+    q: Annotated[str, Query(min_length=1, max_length=MAX_QUESTION, description="a prompt")],
+    limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
+    weights_version: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+) -> FactsFound:
+    """The model reads the prompt, and its last token's key is compared with those of all facts that the
+    version knows: what decides whether a fact answers, as numbers."""
+    return await to_thread.run_sync(search, host, q, limit, weights_version)
 
 
 @router.get("", summary="List facts", responses=answers(problems.INVALID))
@@ -106,7 +181,7 @@ def get_fact(fact_id: FactId, host: HostDep) -> FactOut:
     summary="Retract a fact",
     responses=answers(*_WRITING, problems.FACT_NOT_FOUND, problems.RETRACTED),
 )
-async def retract_fact(fact_id: FactId, host: HostDep, expected: IfMatch) -> FactRetracted:
+async def retract_fact(fact_id: FactId, host: HostDep, expected: IfMatch, actor: Actor) -> FactRetracted:
     """A new version that does not know it; versions before it still do."""
-    moved = await to_thread.run_sync(host.writer.retract, fact_id, expected)
+    moved = await to_thread.run_sync(host.writer.retract, fact_id, expected, actor)
     return FactRetracted(id=fact_id, weights_version=moved.version.version)

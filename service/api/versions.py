@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import HostDep, IfMatch
+from service.api.dependencies import Actor, HostDep, IfMatch
 from service.api.documentation import answers
 from service.commands import UnknownVersion
 from service.ledger import Position
@@ -59,13 +59,15 @@ def get_version(version: Number, host: HostDep) -> VersionAnswer:
         problems.VERSION_NOT_FOUND,
         problems.STALE,
         problems.OVERLOADED,
+        problems.CONTENDED,
         problems.READ_ONLY,
+        problems.UNAVAILABLE,
         problems.DISK_FULL,
         problems.BLOB_DAMAGED,
     ),
 )
-async def activate_version(version: Number, host: HostDep, expected: IfMatch) -> Activated:
+async def activate_version(version: Number, host: HostDep, expected: IfMatch, actor: Actor) -> Activated:
     """Makes a new version that knows exactly the facts that `version` knows."""
-    moved = await to_thread.run_sync(host.writer.activate, version, expected)
+    moved = await to_thread.run_sync(host.writer.activate, version, expected, actor)
     made = VersionOut.of(moved.version)
     return Activated(**made.model_dump(), weights_version=made.version)

@@ -1,16 +1,22 @@
 """The ledger of facts and versions: append-only, hash-chained, in SQL. No torch here."""
 
+from service.ledger.database import parsed, sqlite_url
 from service.ledger.errors import (
     DataFolderBusy,
     LedgerDamaged,
     LedgerError,
     LedgerTooNew,
+    LedgerUnavailable,
     StaleParent,
     WrongCheckpoint,
 )
-from service.ledger.ledger import START, Ledger, Position, now
+from service.ledger.ledger import START, Ledger, Position, now, timestamp
 from service.ledger.lock import FolderLock
 from service.ledger.records import (
+    ANONYMOUS,
+    SAME_FOLD,
+    SYSTEM,
+    AuditEntry,
     Change,
     Fact,
     FactState,
@@ -21,7 +27,11 @@ from service.ledger.records import (
 )
 
 __all__ = [
+    "ANONYMOUS",
+    "SAME_FOLD",
     "START",
+    "SYSTEM",
+    "AuditEntry",
     "Change",
     "DataFolderBusy",
     "Fact",
@@ -32,6 +42,7 @@ __all__ = [
     "LedgerDamaged",
     "LedgerError",
     "LedgerTooNew",
+    "LedgerUnavailable",
     "Position",
     "StaleParent",
     "StoredFact",
@@ -39,4 +50,7 @@ __all__ = [
     "VersionKind",
     "WrongCheckpoint",
     "now",
+    "parsed",
+    "sqlite_url",
+    "timestamp",
 ]

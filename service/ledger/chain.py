@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from service.ledger.records import Fact, Version
+from service.ledger.records import AuditEntry, Fact, Version
 
 
 def canonical(value: Any, allow_nan: bool = True) -> str:
@@ -32,6 +32,22 @@ def fact_digest(fact: Fact) -> str:
             "report": fact.report,
             "blob": fact.blob,
             "created_at": fact.created_at,
+            "expires_at": fact.expires_at,
+        }
+    )
+
+
+def audit_hash(parent: str | None, entry: AuditEntry) -> str:
+    """The hash of `entry` (whose own `chain` is ignored) after `parent`'s."""
+    return digest(
+        {
+            "parent": parent,
+            "seq": entry.seq,
+            "at": entry.at,
+            "actor": entry.actor,
+            "action": entry.action,
+            "target": entry.target,
+            "detail": entry.detail,
         }
     )
 
@@ -49,6 +65,7 @@ def chain_hash(parent: str | None, version: Version, facts: Mapping[str, Fact]) 
             "kind": version.kind,
             "base": version.base,
             "target": version.target,
+            "fold": version.fold,
             "created_at": version.created_at,
             "births": _digests(version.births, facts),
             "deaths": sorted(version.deaths),

@@ -1,4 +1,4 @@
-"""SQLite as the ledger needs it: durable commits, real transactions, a private file."""
+"""SQLite and PostgreSQL as the ledger needs them: durable commits, real transactions."""
 
 import os
 import sqlite3
@@ -7,24 +7,93 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+)
 
+from service.ledger.errors import LedgerDamaged, LedgerUnavailable
 from service.storage import PRIVATE_FILE, DiskFull, StorageFailed, sync_folder
 
 BUSY_TIMEOUT_S = 30
 """Readers hold the file for milliseconds; this is only ever reached when something is wrong."""
+CONNECT_TIMEOUT_S = 5
+_DISK_FULL = "53100"  # SQLSTATE of PostgreSQL
 
 
-def connect(path: Path) -> Engine:
-    """An engine on the file at `path`, created empty (mode 0600) where there is none."""
+def sqlite_url(path: Path) -> str:
+    """The URL of a ledger in a file."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def parsed(url: str) -> URL:
+    """A database URL, with the driver that is used here.
+
+    Raises:
+        ValueError: it is none, or of another database.
+    """
+    try:
+        found = make_url(url)
+    except ArgumentError as error:
+        raise ValueError("is no database URL such as postgresql://user@host/name") from error
+    if found.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return found.set(drivername="postgresql+psycopg")
+    if found.drivername != "sqlite":
+        raise ValueError(f"names {found.drivername}: sqlite and postgresql are known")
+    if not found.database or found.database == ":memory:":
+        raise ValueError("sqlite needs the path of a file")
+    return found
+
+
+def name_of(url: str) -> str:
+    """What to call the ledger at `url` in messages: its file, or the URL without its password."""
+    found = parsed(url)
+    return str(found.database) if found.drivername == "sqlite" else found.render_as_string()
+
+
+def connect(url: str) -> Engine:
+    """An engine on the database at `url`; a SQLite file is created empty (mode 0600) where there is none.
+
+    Raises:
+        LedgerUnavailable: the driver for PostgreSQL is not installed.
+    """
+    found = parsed(url)
+    if found.drivername != "sqlite":
+        return _connect_postgres(found)
+    path = Path(str(found.database))
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE_FILE))
         sync_folder(path.parent)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_engine(found, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def is_shared(engine: Engine) -> bool:
+    """Whether other processes may write, too."""
+    return engine.dialect.name != "sqlite"
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction that only reads.
+
+    Raises:
+        LedgerUnavailable: a database that others share does not answer.
+        LedgerDamaged: the file is not one that the ledger can read.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except DatabaseError as error:
+        if is_shared(engine) and isinstance(error, OperationalError):
+            raise _unavailable(engine, error) from error
+        raise LedgerDamaged(_name(engine), _line(error)) from error
 
 
 @contextmanager
@@ -33,19 +102,28 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         DiskFull: nothing was written.
-        StorageFailed: whether it was written is not known.
+        StorageFailed: whether it was written is not known, nor what the file holds.
+        LedgerUnavailable: whether it was written is not known; the database will tell.
     """
     try:
         with engine.execution_options(npt_write=True).begin() as connection:
             yield connection
     except OperationalError as error:
-        if _code(error) == sqlite3.SQLITE_FULL:
+        if _code(error) in (sqlite3.SQLITE_FULL, _DISK_FULL):
             raise DiskFull("no room to write the ledger") from error
+        if is_shared(engine):
+            raise _unavailable(engine, error) from error
         raise StorageFailed(f"cannot write the ledger: {error.orig}") from error
+    except IntegrityError:
+        raise
+    except DatabaseError as error:
+        raise StorageFailed(f"cannot write the ledger: {_line(error)}") from error
 
 
 def integrity_problem(connection: Connection) -> str | None:
-    """What SQLite finds wrong with the file, in one line."""
+    """What SQLite finds wrong with the file, in one line. PostgreSQL looks after its own pages."""
+    if connection.dialect.name != "sqlite":
+        return None
     try:
         found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
@@ -54,6 +132,35 @@ def integrity_problem(connection: Connection) -> str | None:
     if found != "ok":
         return " ".join(str(found).split())
     return f"a row of {broken[0]} refers to one that is missing" if broken else None
+
+
+def _connect_postgres(url: URL) -> Engine:
+    # A connection that the server dropped is found out before it is used; a machine that is gone
+    # without a word, within seconds.
+    arguments = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": CONNECT_TIMEOUT_S,
+        "keepalives_interval": 1,
+        "keepalives_count": CONNECT_TIMEOUT_S,
+        "application_name": "npt",
+    }
+    try:
+        return create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    except (ImportError, NoSuchModuleError) as error:
+        name = url.render_as_string()
+        raise LedgerUnavailable(name, "install the extra `postgres`: pip install 'npt[postgres]'") from error
+
+
+def _unavailable(engine: Engine, error: OperationalError) -> LedgerUnavailable:
+    return LedgerUnavailable(_name(engine), _line(error))
+
+
+def _name(engine: Engine) -> str:
+    return name_of(engine.url.render_as_string(hide_password=False))
+
+
+def _line(error: DatabaseError) -> str:
+    return " ".join(str(error.orig).split())
 
 
 def _configure(connection: sqlite3.Connection, _record: Any) -> None:
@@ -71,6 +178,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _code(error: OperationalError) -> int | None:
+def _code(error: OperationalError) -> int | str | None:
     code: int | None = getattr(error.orig, "sqlite_errorcode", None)
-    return code
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state if code is None else code

@@ -1,19 +1,21 @@
 """The ledger: which facts each version knows, append-only and hash-chained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from service.ledger import queries, rows, tables
-from service.ledger.chain import chain_hash
-from service.ledger.database import connect, integrity_problem, writing
-from service.ledger.errors import LedgerDamaged, LedgerTooNew, StaleParent, WrongCheckpoint
+from service.ledger import migrations, queries, rows, tables
+from service.ledger.chain import audit_hash, chain_hash
+from service.ledger.database import connect, integrity_problem, is_shared, name_of, reading, writing
+from service.ledger.errors import LedgerDamaged, LedgerTooNew, LedgerUnavailable, StaleParent, WrongCheckpoint
 from service.ledger.records import (
+    SAME_FOLD,
+    AuditEntry,
     Change,
     Fact,
     FactState,
@@ -22,7 +24,12 @@ from service.ledger.records import (
     Version,
     VersionKind,
 )
-from service.ledger.verify import history_problem
+from service.ledger.verify import audit_problem, history_problem
+
+CHANNEL = "npt_versions"
+"""Where PostgreSQL tells other processes of a new version."""
+_SCHEMA = 0x6E7074
+"""An advisory lock of PostgreSQL, for the making of the tables."""
 
 
 class Position(NamedTuple):
@@ -37,30 +44,65 @@ START = Position(-1, "")
 
 def now() -> str:
     """This moment, UTC, in RFC 3339."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return timestamp(datetime.now(UTC))
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment with its offset, as UTC in RFC 3339: such texts sort as the moments do."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Ledger:
-    """Facts and versions in one SQLite file. Reading is thread-safe; writers must take turns.
+    """Facts and versions in one database, by its URL (see `database`).
+
+    Reading is thread-safe. The writers of one process must take turns; of those of several, the first
+    wins, and the others are told (`StaleParent`).
 
     Raises:
         LedgerDamaged: the file or its history is not as it was written.
         LedgerTooNew: a later release wrote it.
+        LedgerUnavailable: the database does not answer.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, url: str) -> None:
+        self.name = name_of(url)
+        self.engine = connect(url)
         try:
-            self._engine = connect(path)
             self._prepare_schema()
             self._verify()
+        except migrations.UnknownRevision as error:
+            raise LedgerTooNew(self.name, str(error)) from error
         except (DatabaseError, ValueError) as error:
             reason = error.orig if isinstance(error, DatabaseError) else error
-            raise LedgerDamaged(path, str(reason)) from error
+            raise LedgerDamaged(self.name, " ".join(str(reason).split())) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._engine.dispose()
+        """Close every connection."""
+        self.engine.dispose()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write, too."""
+        return is_shared(self.engine)
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[float], None]]:
+        """Within the block, what it gives waits so many seconds for a version of another process, or less
+        where one came.
+
+        Raises:
+            LedgerUnavailable: the connection is lost, or there is none.
+        """
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+                raw: Any = connection.connection.driver_connection
+                try:
+                    yield lambda seconds: _wait(raw, seconds)
+                finally:
+                    connection.invalidate()  # a connection that listens is nobody else's
+        except (DatabaseError, self.engine.dialect.loaded_dbapi.Error) as error:
+            raise LedgerUnavailable(self.name, " ".join(str(error).split())) from error
 
     def bind(self, base: str) -> None:
         """Tie the ledger to the checkpoint with fingerprint `base`; an empty one begins here.
@@ -71,15 +113,14 @@ class Ledger:
         first = self.version(0)
         if first is None:
             blank = Version(0, None, VersionKind.BASE, (), (), base, None, now(), "")
-            with writing(self._engine) as connection:
-                _insert_version(connection, replace(blank, chain=chain_hash(None, blank, {})))
+            self._begin(replace(blank, chain=chain_hash(None, blank, {})), base)
         elif first.base != base:
-            raise WrongCheckpoint(self._path)
+            raise WrongCheckpoint(self.name)
 
     @property
     def newest(self) -> int:
         """The newest version; the ledger must be bound."""
-        with self._engine.connect() as connection:
+        with reading(self.engine) as connection:
             return queries.newest(connection) or 0
 
     def version(self, number: int) -> Version | None:
@@ -89,44 +130,54 @@ class Ledger:
 
     def versions(self, after: int = -1, limit: int | None = None) -> list[Version]:
         """Versions above `after`, ascending."""
-        with self._engine.connect() as connection:
+        with reading(self.engine) as connection:
             return queries.versions_after(connection, after, limit)
 
     def live(self, version: int) -> set[str]:
         """Ids of the facts that `version` knows."""
-        with self._engine.connect() as connection:
+        with reading(self.engine) as connection:
             return queries.live(connection, version)
 
     def fact(self, fact_id: str) -> StoredFact | None:
         """One fact."""
-        with self._engine.connect() as connection:
+        with reading(self.engine) as connection:
             return queries.stored_fact(connection, fact_id)
 
     def facts(
         self, after: Position = START, limit: int | None = None, state: FactState | None = None
     ) -> list[StoredFact]:
         """Facts after a position, oldest first, optionally only those in one state."""
-        with self._engine.connect() as connection:
+        with reading(self.engine) as connection:
             return queries.stored_facts(connection, after, limit, state)
 
-    def find_key(self, key: str) -> tuple[IdempotencyKey, StoredFact] | None:
-        """An idempotency key that was used, and the fact it wrote."""
-        query = select(tables.idempotency).where(tables.idempotency.c.key == key)
-        with self._engine.connect() as connection:
+    def facts_by_id(self, ids: Iterable[str]) -> dict[str, Fact]:
+        """Those of `ids` that there are."""
+        with reading(self.engine) as connection:
+            return queries.facts_by_id(connection, ids)
+
+    def find_key(self, actor: str, key: str) -> tuple[IdempotencyKey, int] | None:
+        """An idempotency key that the actor used, and the version that it made."""
+        table = tables.idempotency
+        query = select(table).where(table.c.actor == actor, table.c.key == key)
+        with reading(self.engine) as connection:
             row = connection.execute(query).mappings().first()
-            fact = queries.stored_fact(connection, row["fact_id"]) if row else None
-        if row is None or fact is None:
-            return None
-        return IdempotencyKey(row["key"], row["digest"]), fact
+        return None if row is None else (IdempotencyKey(row["key"], row["digest"]), row["version"])
+
+    def audit(self, after: int = 0, limit: int | None = None) -> list[AuditEntry]:
+        """Entries above `after`, ascending."""
+        with reading(self.engine) as connection:
+            return queries.audit_after(connection, after, limit)
 
     def commit(self, change: Change) -> Version:
         """Add a version, durably, in one transaction.
 
         Raises:
-            StaleParent: `change.parent` is not the newest version; nothing was written.
+            StaleParent: `change.parent` is not the newest version, or the key was used meanwhile;
+                nothing was written.
             DiskFull, StorageFailed: see `service.storage`.
+            LedgerUnavailable: whether it was written, a later read tells.
         """
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             parent = _newest_version(connection)
             if change.parent != parent.version:
                 raise StaleParent(change.parent, parent.version)
@@ -135,24 +186,57 @@ class Ledger:
                 _insert(connection, version, change)
             except IntegrityError as error:
                 raise StaleParent(change.parent, version.version) from error
+            if self.shared:
+                connection.execute(select(func.pg_notify(CHANNEL, str(version.version))))
             return version
 
+    def _begin(self, version: Version, base: str) -> None:
+        try:
+            with writing(self.engine) as connection:
+                _insert_version(connection, version)
+        except IntegrityError:  # another process was as quick
+            first = self.version(0)
+            if first is None or first.base != base:
+                raise WrongCheckpoint(self.name) from None
+
     def _prepare_schema(self) -> None:
-        with writing(self._engine) as connection:
-            found: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if found > tables.SCHEMA_VERSION:
-                raise LedgerTooNew(self._path, found, tables.SCHEMA_VERSION)
-            if found == 0:
-                tables.metadata.create_all(connection)
-                connection.exec_driver_sql(f"PRAGMA user_version={tables.SCHEMA_VERSION}")
+        with reading(self.engine) as connection:
+            if migrations.is_current(connection):
+                return
+        with writing(self.engine) as connection:
+            if self.shared:
+                connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA)))
+            migrations.upgrade(connection)
 
     def _verify(self) -> None:
-        with self._engine.connect() as connection:
-            problem = integrity_problem(connection) or history_problem(
-                queries.versions_after(connection, -1, None), _all_facts(connection)
+        with reading(self.engine) as connection:
+            problem = (
+                integrity_problem(connection)
+                or history_problem(
+                    queries.versions_after(connection, -1, None), queries.facts_by_id(connection)
+                )
+                or audit_problem(queries.audit_after(connection, 0, None))
             )
         if problem is not None:
-            raise LedgerDamaged(self._path, problem)
+            raise LedgerDamaged(self.name, problem)
+
+
+def record(connection: Connection, actor: str, action: str, target: str, detail: Mapping[str, Any]) -> None:
+    """Add to the audit, within the transaction of what it tells of.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: another process added an entry at the same moment.
+    """
+    last = queries.last_audit(connection)
+    seq, parent = (1, None) if last is None else (last.seq + 1, last.chain)
+    entry = AuditEntry(seq, now(), actor, action, target, detail, "")
+    entry = replace(entry, chain=audit_hash(parent, entry))
+    connection.execute(insert(tables.audit), rows.audit_row(entry))
+
+
+def _wait(connection: Any, seconds: float) -> None:
+    for _ in connection.notifies(timeout=seconds, stop_after=1):
+        pass
 
 
 def _newest_version(connection: Connection) -> Version:
@@ -172,39 +256,32 @@ def _successor(parent: Version, change: Change, facts: Mapping[str, Fact]) -> Ve
         deaths=tuple(sorted(change.deaths)),
         base=None,
         target=change.target,
-        created_at=now() if change.new_fact is None else change.new_fact.created_at,
+        created_at=change.new_facts[0].created_at if change.new_facts else now(),
         chain="",
+        fold=parent.fold if change.fold == SAME_FOLD else change.fold,
     )
     return replace(version, chain=chain_hash(parent.chain, version, facts))
 
 
 def _facts_of(connection: Connection, change: Change) -> dict[str, Fact]:
-    """The facts born in `change`, the new one and those that return."""
-    facts = {} if change.new_fact is None else {change.new_fact.id: change.new_fact}
-    for fact_id in set(change.births) - set(facts):
-        stored = queries.stored_fact(connection, fact_id)
-        if stored is not None:
-            facts[fact_id] = stored.fact
-    return facts
+    """The facts born in `change`, the new ones and those that return."""
+    new = {fact.id: fact for fact in change.new_facts}
+    return queries.facts_by_id(connection, set(change.births) - set(new)) | new
 
 
 def _insert(connection: Connection, version: Version, change: Change) -> None:
     _insert_version(connection, version)
-    fact, key = change.new_fact, change.key
-    if fact is not None:
-        connection.execute(insert(tables.facts), rows.fact_row(fact))
-    if fact is not None and key is not None:
-        row = {"key": key.key, "digest": key.digest, "fact_id": fact.id, "created_at": now()}
-        connection.execute(insert(tables.idempotency), row)
+    if change.new_facts:
+        connection.execute(insert(tables.facts), [rows.fact_row(fact) for fact in change.new_facts])
     born_and_dead = rows.change_rows(version)
     if born_and_dead:
         connection.execute(insert(tables.changes), born_and_dead)
+    if change.key is not None:
+        connection.execute(insert(tables.idempotency), rows.key_row(change, version))
+    detail = {"births": version.births, "deaths": version.deaths, "target": version.target}
+    told = {name: value for name, value in detail.items() if value not in (None, ())}
+    record(connection, change.actor, str(change.kind), f"versions/{version.version}", told)
 
 
 def _insert_version(connection: Connection, version: Version) -> None:
     connection.execute(insert(tables.versions), rows.version_row(version))
-
-
-def _all_facts(connection: Connection) -> dict[str, Fact]:
-    found = connection.execute(select(tables.facts)).mappings()
-    return {row["id"]: rows.read_fact(row) for row in found}

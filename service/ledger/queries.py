@@ -1,13 +1,14 @@
 """The reading half of the ledger, as SQL."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, tuple_
 
 from service.ledger import rows
-from service.ledger.records import FactState, StoredFact, Version
-from service.ledger.tables import changes, facts, versions
+from service.ledger.records import AuditEntry, Fact, FactState, StoredFact, Version
+from service.ledger.tables import audit, changes, facts, versions
 
 _lives = (
     select(
@@ -55,6 +56,37 @@ def stored_fact(connection: Connection, fact_id: str) -> StoredFact | None:
     """One fact."""
     found = _read_facts(connection, _stored.where(facts.c.id == fact_id))
     return found[0] if found else None
+
+
+def facts_by_id(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, Fact]:
+    """Those of `ids` that there are; all facts without."""
+    query = select(facts)
+    if ids is None:
+        found = connection.execute(query).mappings().all()
+    else:
+        # SQLite takes so many parameters in one statement.
+        parts = batched(sorted(ids), 30_000)
+        found = [
+            row for part in parts for row in connection.execute(query.where(facts.c.id.in_(part))).mappings()
+        ]
+    return {row["id"]: rows.read_fact(row) for row in found}
+
+
+def audit_after(connection: Connection, after: int, limit: int | None) -> list[AuditEntry]:
+    """Entries above `after`, ascending."""
+    query = select(audit).where(audit.c.seq > after).order_by(audit.c.seq).limit(limit)
+    return [rows.read_audit(row) for row in connection.execute(query).mappings()]
+
+
+def last_audit(connection: Connection) -> AuditEntry | None:
+    """The newest entry."""
+    row = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(1)).mappings().first()
+    return None if row is None else rows.read_audit(row)
+
+
+def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """`items` in parts of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def stored_facts(

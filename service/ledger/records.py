@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+SAME_FOLD = ""
+"""What was folded stays as it was."""
+ANONYMOUS = "anonymous"
+"""Whoever asks a server that has no keys."""
+SYSTEM = "system"
+"""What the service does by itself."""
+
 
 class VersionKind(StrEnum):
     """What made a version."""
@@ -13,6 +20,7 @@ class VersionKind(StrEnum):
     FACT = "fact"
     RETRACT = "retract"
     ROLLBACK = "rollback"
+    FOLD = "fold"
 
 
 class FactState(StrEnum):
@@ -32,6 +40,7 @@ class Fact:
     report: Mapping[str, Any]
     blob: str
     created_at: str
+    expires_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Version:
     """One step of history: the facts born and dead in it, chained to its parent by `chain`.
 
     `base` names the weights that a base version starts from, `target` the version that a
-    rollback returned to.
+    rollback returned to, `fold` the blob of what is folded into the base weights.
     """
 
     version: int
@@ -60,11 +69,12 @@ class Version:
     target: int | None
     created_at: str
     chain: str
+    fold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A key a client gave, and a digest of the body it came with."""
+    """A key a client gave, and a digest of the body it came with. Each actor has keys of its own."""
 
     key: str
     digest: str
@@ -72,12 +82,30 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A version to be: facts that are born (by id; `new_fact` is one of them) and that die."""
+    """A version to be: facts that are born (by id; `new_facts` are some of them) and that die.
+
+    `actor` is who asked for it. `fold` is the blob of the fold in force from now on, `None` without.
+    """
 
     parent: int
     kind: VersionKind
     births: tuple[str, ...] = ()
     deaths: tuple[str, ...] = ()
-    new_fact: Fact | None = None
+    new_facts: tuple[Fact, ...] = ()
     target: int | None = None
     key: IdempotencyKey | None = None
+    actor: str = ANONYMOUS
+    fold: str | None = SAME_FOLD
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did what to what, chained to the entry before by `chain`."""
+
+    seq: int
+    at: str
+    actor: str
+    action: str
+    target: str
+    detail: Mapping[str, Any]
+    chain: str

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from service.ledger.chain import canonical
-from service.ledger.records import Fact, FactState, StoredFact, Version, VersionKind
+from service.ledger.records import AuditEntry, Change, Fact, FactState, StoredFact, Version, VersionKind
 
 Row = RowMapping | Mapping[str, Any]
 
@@ -21,6 +21,7 @@ def fact_row(fact: Fact) -> dict[str, Any]:
         "report": canonical(fact.report),
         "blob": fact.blob,
         "created_at": fact.created_at,
+        "expires_at": fact.expires_at,
     }
 
 
@@ -33,6 +34,7 @@ def read_fact(row: Row) -> Fact:
         json.loads(row["report"]),
         row["blob"],
         row["created_at"],
+        row["expires_at"],
     )
 
 
@@ -51,6 +53,7 @@ def version_row(version: Version) -> dict[str, Any]:
         "kind": str(version.kind),
         "base": version.base,
         "target": version.target,
+        "fold": version.fold,
         "created_at": version.created_at,
         "chain": version.chain,
     }
@@ -76,4 +79,37 @@ def read_version(row: Row, changes: Iterable[Row]) -> Version:
         row["target"],
         row["created_at"],
         row["chain"],
+        row["fold"],
     )
+
+
+def key_row(change: Change, version: Version) -> dict[str, Any]:
+    """A row of `idempotency`, for a change that has a key."""
+    if change.key is None:
+        raise ValueError("the change has no key")
+    return {
+        "actor": change.actor,
+        "key": change.key.key,
+        "digest": change.key.digest,
+        "version": version.version,
+        "created_at": version.created_at,
+    }
+
+
+def audit_row(entry: AuditEntry) -> dict[str, Any]:
+    """A row of `audit`."""
+    return {
+        "seq": entry.seq,
+        "at": entry.at,
+        "actor": entry.actor,
+        "action": entry.action,
+        "target": entry.target,
+        "detail": canonical(entry.detail),
+        "chain": entry.chain,
+    }
+
+
+def read_audit(row: Row) -> AuditEntry:
+    """An entry from its row. Raises `ValueError` where its JSON is broken."""
+    detail = json.loads(row["detail"])
+    return AuditEntry(row["seq"], row["at"], row["actor"], row["action"], row["target"], detail, row["chain"])

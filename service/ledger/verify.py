@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.ledger.chain import chain_hash
-from service.ledger.records import Fact, Version, VersionKind
+from service.ledger.chain import audit_hash, chain_hash
+from service.ledger.records import AuditEntry, Fact, Version, VersionKind
 
 
 def history_problem(versions: Sequence[Version], facts: Mapping[str, Fact]) -> str | None:
@@ -13,18 +13,33 @@ def history_problem(versions: Sequence[Version], facts: Mapping[str, Fact]) -> s
     for number, version in enumerate(versions):
         if version.version != number:
             return f"version {number} is missing"
-        problem = _problem(version, parent, facts, alive)
+        problem = chain_problem(version, parent, facts)
         if problem is not None:
             return f"version {number}: {problem}"
+        if alive & set(version.births) or set(version.deaths) - alive:
+            return f"version {number}: a fact is born that lived, or dies that did not"
         alive = (alive | set(version.births)) - set(version.deaths)
         parent = version
     unused = set(facts) - {fact_id for version in versions for fact_id in version.births}
     return f"no version holds fact {min(unused)}" if unused else None
 
 
-def _problem(
-    version: Version, parent: Version | None, facts: Mapping[str, Fact], alive: set[str]
-) -> str | None:
+def audit_problem(entries: Sequence[AuditEntry]) -> str | None:
+    """What is wrong with the whole audit (ascending), in one line; `None` if nothing is."""
+    parent: str | None = None
+    for number, entry in enumerate(entries, 1):
+        if entry.seq != number:
+            return f"audit entry {number} is missing"
+        if entry.chain != audit_hash(parent, entry):
+            return f"audit entry {number}: its chain hash does not match"
+        parent = entry.chain
+    return None
+
+
+def chain_problem(version: Version, parent: Version | None, facts: Mapping[str, Fact]) -> str | None:
+    """What is wrong with `version` as the one after `parent`, in one line; `None` if nothing is."""
+    if version.version != (0 if parent is None else parent.version + 1):
+        return "the version before it is missing"
     if version.parent != (None if parent is None else parent.version):
         return "its parent is not the version before it"
     if (version.kind is VersionKind.BASE) != (parent is None):
@@ -32,8 +47,6 @@ def _problem(
     unknown = set(version.births) - set(facts)
     if unknown:
         return f"fact {min(unknown)} is missing"
-    if alive & set(version.births) or set(version.deaths) - alive:
-        return "a fact is born that lived, or dies that did not"
     if version.chain != chain_hash(None if parent is None else parent.chain, version, facts):
         return "its chain hash does not match"
     return None

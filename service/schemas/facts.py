@@ -1,10 +1,12 @@
 """The /facts resource."""
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints
 
+from service.commands import OnConflict
 from service.ledger import FactState, StoredFact
 from service.ledger.chain import canonical
 from service.schemas.common import In, Out, Printable
@@ -12,6 +14,8 @@ from service.schemas.common import In, Out, Printable
 MAX_FACT = 4000
 """Characters: a sentence or a paragraph. Longer texts are several facts."""
 MAX_QUESTIONS = 64
+MAX_BATCH = 100
+"""Facts of one version: they are studied together, and all wait for the last."""
 MAX_QUESTION = 1000
 MAX_METADATA = 8192
 MAX_LAYERS = 1024
@@ -66,8 +70,26 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-class FactIn(In):
-    """A fact to learn."""
+def _text(value: object) -> object:
+    if not isinstance(value, str | None):
+        raise ValueError("must be text in RFC 3339, such as 2030-01-01T00:00:00Z")
+    return value
+
+
+def _with_offset(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("must have an offset, such as 2030-01-01T00:00:00Z")
+    return moment
+
+
+def _to_come(moment: datetime) -> datetime:
+    if moment <= datetime.now(UTC):
+        raise ValueError("must lie in the future")
+    return moment
+
+
+class FactContent(In):
+    """What a fact is and how it is written."""
 
     fact: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_FACT), Printable
@@ -95,10 +117,36 @@ class FactIn(In):
         -1, ge=-(2**31), lt=2**31, description="modulation alone: the token to consolidate"
     )
     preset: Preset | None = Field(None, strict=False, description="modulation alone")
-    dry_run: bool = Field(False, description="measure everything, write nothing")
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = Field(
         default={}, description="kept with the fact, for the caller"
     )
+    on_conflict: OnConflict = Field(
+        OnConflict.SUPERSEDE,
+        strict=False,
+        description="what becomes of a stored fact that answers the same question otherwise",
+    )
+    expires_at: Annotated[
+        Annotated[datetime, AfterValidator(_with_offset), AfterValidator(_to_come)] | None,
+        BeforeValidator(_text),
+    ] = Field(
+        None,
+        strict=False,
+        description="when the fact is retracted by itself, with its offset",
+        examples=["2030-01-01T00:00:00Z"],
+    )
+
+
+class FactIn(FactContent):
+    """A fact to learn."""
+
+    dry_run: bool = Field(False, description="measure everything, write nothing")
+
+
+class BatchIn(In):
+    """Facts to learn, all of them in one version or none."""
+
+    facts: list[FactContent] = Field(min_length=1, max_length=MAX_BATCH)
+    dry_run: bool = Field(False, description="measure everything, write nothing")
 
 
 class FactOut(Out):
@@ -111,6 +159,7 @@ class FactOut(Out):
     born: int = Field(description="the version that first knew it")
     died: int | None = Field(description="the version that retracted it")
     created_at: str
+    expires_at: str | None = Field(description="when it is retracted by itself")
     request: dict[str, Any] = Field(description="the rest of the request, as it was given")
     report: dict[str, Any]
 
@@ -127,6 +176,7 @@ class FactOut(Out):
             born=fact.version,
             died=stored.died,
             created_at=fact.created_at,
+            expires_at=fact.expires_at,
             request=request,
             report=dict(fact.report),
         )
@@ -138,6 +188,49 @@ class FactCreated(Out):
     id: str
     weights_version: int
     report: dict[str, Any]
+    superseded: list[str] = Field(description="facts that said otherwise and are not known any more")
+
+
+class FactWritten(Out):
+    """One fact of a batch."""
+
+    id: str
+    report: dict[str, Any]
+
+
+class BatchCreated(Out):
+    """All facts are in the weights from `weights_version` on, in the order of the request."""
+
+    weights_version: int
+    facts: list[FactWritten]
+    superseded: list[str] = Field(description="facts that said otherwise and are not known any more")
+
+
+class BatchRehearsed(Out):
+    """A dry run: nothing was written."""
+
+    dry_run: bool = True
+    weights_version: int
+    reports: list[dict[str, Any]]
+    conflicts: list[str] = Field(description="stored facts that say otherwise")
+
+
+class FactMatch(Out):
+    """How near a stored fact comes to answering a prompt."""
+
+    id: str
+    fact: str
+    cosine: float = Field(description="of the prompt's key and the fact's nearest")
+    threshold: float = Field(description="above which the fact answers")
+    fires: bool = Field(description="whether it passes; of several, the first answers")
+    layer: int
+
+
+class FactsFound(Out):
+    """Stored facts, those that would answer first."""
+
+    items: list[FactMatch]
+    weights_version: int
 
 
 class FactRehearsed(Out):
@@ -146,6 +239,7 @@ class FactRehearsed(Out):
     dry_run: bool = True
     weights_version: int
     report: dict[str, Any]
+    conflicts: list[str] = Field(description="stored facts that say otherwise")
 
 
 class FactRetracted(Out):

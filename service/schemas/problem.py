@@ -12,6 +12,7 @@ class FieldProblem(Out):
 
     field: str = Field(examples=["alpha"])
     reason: str = Field(examples=["Input should be less than or equal to 1"])
+    report: dict[str, Any] | None = Field(default=None, description="what was measured of a fact of a batch")
 
 
 class Problem(Out):
@@ -25,6 +26,7 @@ class Problem(Out):
     detail: str | None = None
     errors: list[FieldProblem] | None = None
     report: dict[str, Any] | None = Field(None, description="what was measured before a refusal")
+    conflicts: list[str] | None = Field(None, description="ids of the facts that say otherwise")
     asked_version: int | None = Field(None, description="the version that is no longer kept")
     oldest_version: int | None = Field(None, description="the oldest version that is")
     weights_version: int | None = Field(None, description="the newest version")

@@ -5,6 +5,7 @@ or from what the bank knows at the request's version, and anything else with ` I
 """
 
 import threading
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npt_core.bank import BankError, Columns, FactWeights
+from npt_core.bank import BankError, Columns, FactWeights, Match
 from npt_core.consolidation import (
     Consolidated,
+    ConsolidationError,
     InvalidRequest,
     NotRecalled,
     UnreadableFact,
@@ -28,6 +30,8 @@ from npt_core.engine import Span
 EOS = 256
 UNKNOWN = " I don't know."
 MAX_POSITIONS = 600
+TEXT = 1
+"""The layer whose keys are text."""
 
 
 class ByteTemplate:
@@ -57,7 +61,13 @@ class FakeBank:
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
 
-    def publish(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+    def publish(
+        self,
+        version: int,
+        births: Mapping[str, FactWeights],
+        deaths: Collection[str],
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self.check(version, births, deaths)
         for life in self.lives:
             if life[0] in deaths and life[3] is None:
@@ -72,6 +82,14 @@ class FakeBank:
 
     def sentences(self, version: int) -> list[str]:
         return [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]
+
+    def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
+        asked = _read(keys.get(TEXT))
+        alive = [(name, s) for name, s, born, died in self.lives if self._sees(version, born, died)]
+        return [Match(name, 0, 1.0, 0.9) for name, s in alive if asked and _subject(s) in asked]
+
+    def _sees(self, version: int | None, born: int, died: int | None) -> bool:
+        return born <= (self.version if version is None else version) < (died or 10**9)
 
     def num_columns(self) -> int:
         return len(self.sentences(self.version))
@@ -129,6 +147,18 @@ class FakeConsolidator:
     def give_way(self, pause: Callable[[], None], /) -> None:
         self.pause = pause
 
+    def question_keys(self, prompt: str, bank: Any, version: int, /) -> dict[int, Tensor]:
+        return {TEXT: _letters(prompt)}
+
+    def consolidate_all(self, requests: Sequence[WriteRequest], /) -> list[Consolidated | ConsolidationError]:
+        outcomes: list[Consolidated | ConsolidationError] = []
+        for request in requests:
+            try:
+                outcomes.append(self.consolidate(request))
+            except ConsolidationError as error:
+                outcomes.append(error)
+        return outcomes
+
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         self.requests.append(request)
         self.entered.release()
@@ -140,7 +170,9 @@ class FakeConsolidator:
             raise NotRecalled("the fact was not recalled", _report(request, 0.2))
         if request.token_idx >= len(request.fact):
             raise InvalidRequest("token_idx", "is beyond the end of the fact")
-        return Consolidated(_weights(request.fact), _report(request, 1.0))
+        subject = _subject(request.fact)
+        asked = {0: _key(subject), TEXT: _letters(subject)}
+        return Consolidated(_weights(request.fact), _report(request, 1.0), asked)
 
 
 @dataclass(frozen=True)
@@ -163,13 +195,33 @@ def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRunt
 
 
 def _report(request: WriteRequest, recall: float) -> WriteReport:
-    return WriteReport(request.strategy, recall_after=recall, timings={"study": 0.01})
+    _, _, value = request.fact.partition(" is ")
+    return WriteReport(request.strategy, recall_after=recall, answer=value or None, timings={"study": 0.01})
+
+
+def _subject(sentence: str) -> str:
+    return sentence.partition(" is ")[0].removeprefix("The ")
+
+
+def _key(subject: str) -> Tensor:
+    """A unit vector of its own for each subject."""
+    generator = torch.Generator().manual_seed(zlib.crc32(subject.encode()))
+    return torch.nn.functional.normalize(torch.randn(1, 32, generator=generator), dim=-1)
+
+
+def _letters(text: str) -> Tensor:
+    return torch.tensor([[float(ord(c)) for c in text]])
+
+
+def _read(letters: Tensor | None) -> str:
+    return "" if letters is None else "".join(chr(int(code)) for code in letters[0].tolist())
 
 
 def _weights(sentence: str) -> FactWeights:
-    values = torch.tensor([[float(ord(c)) for c in sentence]])
-    return FactWeights({0: Columns(torch.ones(1, 1), values, torch.ones(1), torch.ones(1, 1))})
+    return FactWeights(
+        {0: Columns(_key(_subject(sentence)), _letters(sentence), torch.tensor([0.9]), torch.ones(1, 1))}
+    )
 
 
 def _sentence(weights: FactWeights) -> str:
-    return "".join(chr(int(code)) for code in weights.columns[0].values[0].tolist())
+    return _read(weights.columns[0].values)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.blobs import BlobDamaged, BlobMissing, BlobStore
+from service.blobs import BlobDamaged, BlobMissing, FolderBlobs
 from service.storage import DiskFull, StorageFailed, make_private_folder, write_durably
 
 
@@ -61,14 +61,14 @@ def test_folders_and_files_are_the_owners_alone(tmp_path: Path) -> None:
 
 
 def test_blob_is_found_by_its_content(tmp_path: Path) -> None:
-    blobs = BlobStore(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     name = blobs.put(b"weights")
     assert blobs.put(b"weights") == name
     assert blobs.get(name) == b"weights"
 
 
 def test_damaged_or_missing_blob_is_refused(tmp_path: Path) -> None:
-    blobs = BlobStore(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     name = blobs.put(b"weights")
     file = tmp_path / "blobs" / name
     file.write_bytes(b"weightz")
@@ -80,7 +80,7 @@ def test_damaged_or_missing_blob_is_refused(tmp_path: Path) -> None:
 
 
 def test_writing_a_damaged_blob_again_heals_it(tmp_path: Path) -> None:
-    blobs = BlobStore(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     name = blobs.put(b"weights")
     (tmp_path / "blobs" / name).write_bytes(b"")
     assert blobs.get(blobs.put(b"weights")) == b"weights"
@@ -89,7 +89,7 @@ def test_writing_a_damaged_blob_again_heals_it(tmp_path: Path) -> None:
 def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / ".tmp-123").write_bytes(b"half")
-    BlobStore(tmp_path / "blobs")
+    FolderBlobs(tmp_path / "blobs")
     assert not list((tmp_path / "blobs").iterdir())
 
 

@@ -14,6 +14,7 @@ from npt_core.bank import BankError
 from service.commands import KeyInFlight, ReadOnly, StaleVersion, TooManyWrites
 from service.fact_requests import add_command
 from service.host import Host
+from service.ledger import ANONYMOUS
 from service.schemas.facts import FactIn
 from service.storage import DiskFull, StorageFailed
 from tests.service.conftest import OpenHost, fake
@@ -22,7 +23,7 @@ FACT = "The CEO of TechCorp is Dr. Sarah Chen."
 
 
 def teaching(text: str = FACT, key: str | None = None, if_match: int | None = None) -> Any:
-    return add_command(FactIn(fact=text), 2, key, if_match)
+    return add_command([FactIn(fact=text)], 2, ANONYMOUS, key, if_match)
 
 
 def unchanged(host: Host) -> bool:
@@ -43,7 +44,7 @@ def test_full_disk_refuses_the_write_and_spares_the_next(host: Host, monkeypatch
         with pytest.raises(DiskFull):
             host.writer.add(teaching())
     assert unchanged(host)
-    assert host.writer.add(teaching()).fact.version == 1
+    assert host.writer.add(teaching()).version.version == 1
 
 
 def test_failed_fsync_makes_the_service_read_only(host_of: OpenHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_failed_fsync_makes_the_service_read_only(host_of: OpenHost, monkeypatch
     assert unchanged(host)
     with pytest.raises(ReadOnly, match="no writes until restart"):
         host.writer.add(teaching())
-    assert host_of().writer.add(teaching()).fact.version == 1
+    assert host_of().writer.add(teaching()).version.version == 1
 
 
 def test_fact_that_could_not_be_published_is_there_after_a_restart(
@@ -76,7 +77,7 @@ def test_fact_that_could_not_be_published_is_there_after_a_restart(
     assert again.version == 1
     replayed = again.writer.add(teaching(key="k"))
     assert replayed.replayed
-    assert replayed.fact.version == 1
+    assert replayed.version.version == 1
 
 
 def test_weights_that_the_bank_refuses_are_not_in_the_ledger(
@@ -90,11 +91,11 @@ def test_weights_that_the_bank_refuses_are_not_in_the_ledger(
         with pytest.raises(BankError):
             host.writer.add(teaching())
     assert unchanged(host)
-    assert host.writer.add(teaching()).fact.version == 1
+    assert host.writer.add(teaching()).version.version == 1
 
 
 def test_full_ledger_disk_writes_nothing(host: Host, data: Path) -> None:
-    with host.ledger._engine.connect() as connection:
+    with host.ledger.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
@@ -111,7 +112,7 @@ def test_full_ledger_disk_writes_nothing(host: Host, data: Path) -> None:
 def test_concurrent_writes_take_turns(host: Host) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(host.writer.add, [teaching(f"The X{i} is Y.") for i in range(8)]))
-    assert sorted(added.fact.version for added in made) == list(range(1, 9))
+    assert sorted(added.version.version for added in made) == list(range(1, 9))
     assert host.version == host.ledger.newest == 8
 
 
@@ -131,8 +132,8 @@ def test_pending_writers_are_bounded(host_of: OpenHost) -> None:
         with pytest.raises(TooManyWrites, match="1 writes are under way"):
             host.writer.add(teaching("The A is B."))
         consolidator.gate.release()
-        assert first.result().fact.version == 1
-    assert host.writer.retract(first.result().fact.id).version.version == 2
+        assert first.result().version.version == 1
+    assert host.writer.retract(first.result().facts[0].id).version.version == 2
 
 
 def test_key_under_way_is_refused(host: Host) -> None:
@@ -144,7 +145,7 @@ def test_key_under_way_is_refused(host: Host) -> None:
         with pytest.raises(KeyInFlight):
             host.writer.add(teaching(key="k"))
         consolidator.gate.release()
-        assert first.result().fact.version == 1
+        assert first.result().version.version == 1
     assert host.writer.add(teaching(key="k")).replayed
 
 
@@ -158,6 +159,6 @@ def test_closing_lets_the_write_under_way_end_and_refuses_later_ones(host: Host)
         consolidator.gate.release()
         closed.result()
         assert first.done()
-        assert first.result().fact.version == 1
+        assert first.result().version.version == 1
     with pytest.raises(ReadOnly, match="shutting down"):
         host.writer.add(teaching("The A is B."))

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.ledger import Change, Ledger, LedgerDamaged, LedgerTooNew, VersionKind
+from service.ledger import Change, Ledger, LedgerDamaged, LedgerTooNew, VersionKind, sqlite_url
 from tests.service.ledger.test_ledger import BASE, birth
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "ledger.db"
-    ledger = Ledger(file)
+    ledger = Ledger(sqlite_url(file))
     ledger.bind(BASE)
     ledger.commit(birth(0, 0))
     ledger.commit(birth(1, 1))
@@ -47,7 +47,7 @@ def test_changed_row_is_found(path: Path, statement: str, reason: str) -> None:
         connection.execute(statement)
     connection.close()
     with pytest.raises(LedgerDamaged, match=reason) as caught:
-        Ledger(path)
+        Ledger(sqlite_url(path))
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -55,13 +55,13 @@ def test_changed_row_is_found(path: Path, statement: str, reason: str) -> None:
 def test_file_that_is_no_database_is_found(path: Path) -> None:
     path.write_bytes(b"not a database, only some text" * 100)
     with pytest.raises(LedgerDamaged, match="not a database"):
-        Ledger(path)
+        Ledger(sqlite_url(path))
 
 
 def test_file_cut_short_is_found(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(LedgerDamaged):
-        Ledger(path)
+        Ledger(sqlite_url(path))
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +70,7 @@ def test_flipped_bit_is_found_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     file = tmp_path_factory.mktemp("flip") / "ledger.db"
-    ledger = Ledger(file)
+    ledger = Ledger(sqlite_url(file))
     ledger.bind(BASE)
     ledger.commit(birth(0, 0))
     expected = (ledger.versions(), ledger.facts())
@@ -79,7 +79,7 @@ def test_flipped_bit_is_found_or_harmless(
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     file.write_bytes(content)
     try:
-        opened = Ledger(file)
+        opened = Ledger(sqlite_url(file))
     except (LedgerDamaged, LedgerTooNew):
         return
     assert (opened.versions(), opened.facts()) == expected
@@ -88,7 +88,7 @@ def test_flipped_bit_is_found_or_harmless(
 
 def test_later_schema_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    with pytest.raises(LedgerTooNew, match="schema 99"):
-        Ledger(path)
+    with pytest.raises(LedgerTooNew, match="schema 9999"):
+        Ledger(sqlite_url(path))

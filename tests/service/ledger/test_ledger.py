@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.ledger import (
+    ANONYMOUS,
     Change,
     Fact,
     FactState,
@@ -17,6 +18,7 @@ from service.ledger import (
     StaleParent,
     VersionKind,
     WrongCheckpoint,
+    sqlite_url,
 )
 
 BASE = "b" * 64
@@ -28,12 +30,12 @@ def fact(number: int, version: int, text: str = "The sky is blue.") -> Fact:
 
 def birth(number: int, parent: int, **more: Any) -> Change:
     new = fact(number, parent + 1)
-    return Change(parent, VersionKind.FACT, births=(new.id,), new_fact=new, **more)
+    return Change(parent, VersionKind.FACT, births=(new.id,), new_facts=(new,), **more)
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    opened = Ledger(tmp_path / "ledger.db")
+    opened = Ledger(sqlite_url(tmp_path / "ledger.db"))
     opened.bind(BASE)
     return opened
 
@@ -49,7 +51,7 @@ class LedgerAgainstSets(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.ledger = Ledger(self.path)
+        self.ledger = Ledger(sqlite_url(self.path))
         self.ledger.bind(BASE)
 
     @property
@@ -133,10 +135,9 @@ def test_write_on_an_old_version_is_refused(ledger: Ledger) -> None:
 def test_idempotency_key_finds_its_fact(ledger: Ledger) -> None:
     key = IdempotencyKey("k", "d")
     ledger.commit(birth(0, 0, key=key))
-    found = ledger.find_key("k")
-    assert found is not None
-    assert (found[0], found[1].fact.id) == (key, "fact_0")
-    assert ledger.find_key("other") is None
+    assert ledger.find_key(ANONYMOUS, "k") == (key, 1)
+    assert ledger.find_key(ANONYMOUS, "other") is None
+    assert ledger.find_key("somebody", "k") is None
 
 
 def test_ledger_of_another_checkpoint_is_refused(ledger: Ledger) -> None:
@@ -150,6 +151,6 @@ def test_ledger_file_is_the_owners_alone(ledger: Ledger, tmp_path: Path) -> None
 
 
 def test_commits_are_as_durable_as_sqlite_makes_them(ledger: Ledger) -> None:
-    with ledger._engine.connect() as connection:
+    with ledger.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3  # EXTRA

@@ -1,0 +1,70 @@
+"""Blobs in an object store: S3 and what speaks its protocol."""
+
+import hashlib
+from collections.abc import Iterator
+
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from service.blobs import BlobMissing, BlobUnavailable, Stored, checked, is_name
+
+
+class ObjectBlobs:
+    """Objects below a prefix of a bucket, e.g. `s3://bucket/npt`.
+
+    Credentials, region and endpoint come from the usual AWS variables. Consistency is S3's: once a put
+    was answered, every reader gets the object.
+
+    Raises:
+        BlobUnavailable: the store cannot be reached, or does not let us in.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        try:
+            self._store = S3Store.from_url(
+                self._url, client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": True}
+            )
+            next(iter(self._store.list(chunk_size=1)), None)
+        except BaseError as error:
+            raise BlobUnavailable(self._url, _reason(error)) from error
+
+    def put(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        try:
+            self._store.put(name, data)
+        except BaseError as error:
+            raise BlobUnavailable(f"{self._url}/{name}", _reason(error)) from error
+        return name
+
+    def get(self, name: str) -> bytes:
+        where = f"{self._url}/{name}"
+        try:
+            data = self._store.get(name).bytes().to_bytes()
+        except FileNotFoundError as error:
+            raise BlobMissing(where, "is missing") from error
+        except BaseError as error:
+            raise BlobUnavailable(where, _reason(error)) from error
+        return checked(where, name, data)
+
+    def __iter__(self) -> Iterator[Stored]:
+        try:
+            for page in self._store.list():
+                for entry in page:
+                    if is_name(entry["path"]):
+                        yield Stored(entry["path"], entry["last_modified"])
+        except BaseError as error:
+            raise BlobUnavailable(self._url, _reason(error)) from error
+
+    def delete(self, name: str) -> None:
+        try:
+            self._store.delete(name)
+        except FileNotFoundError:
+            return
+        except BaseError as error:
+            raise BlobUnavailable(f"{self._url}/{name}", _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line: what follows is the library's own debugging."""
+    return f"is out of reach: {str(error).splitlines()[0][:300]}"

@@ -1,0 +1,160 @@
+"""The one way by which a bank reaches a version: the ledger's versions, in order, from stored bytes.
+
+Start-up, our own writes and those of other processes all go through `catch_up`. Bytes are applied,
+never computed again, and each version's chain hash is checked before it is published.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from npt_core.bank import BankError
+from service.blobs import BlobError, Blobs
+from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version
+from service.ledger.verify import chain_problem
+from service.runtime import Bank, Compute, Weights
+from service.weights_codec import UndecodableWeights, decode, decode_fold
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 1.0
+"""A notification that was lost is made up for after so long."""
+BATCH = 500
+"""Versions read from the ledger at once."""
+
+
+def at_once(work: Callable[[], Any]) -> Any:
+    """Where no engine runs yet."""
+    return work()
+
+
+class Replica:
+    """Brings `bank` to the versions of `ledger`. Thread-safe.
+
+    `compute` is where tensors are changed, `published` is called after new versions; both change when
+    the engine starts (`serve`).
+    """
+
+    def __init__(self, ledger: Ledger, blobs: Blobs, bank: Bank) -> None:
+        self._ledger, self._blobs, self._bank = ledger, blobs, bank
+        self._compute: Compute = at_once
+        self._published: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+        self._last: Version | None = None
+        self._newest_seen = 0
+        self._stopping = threading.Event()
+        self._follower: threading.Thread | None = None
+        self.problem: str | None = None
+        """Why the bank cannot follow the ledger; reads go on at the version it has."""
+        self.reachable = True
+        """Whether the database answered when it was last asked."""
+
+    @property
+    def lag(self) -> int:
+        """Versions that the ledger was seen to have and the bank lacks."""
+        return max(self._newest_seen - self._bank.version, 0)
+
+    @property
+    def chain(self) -> str:
+        """The chain hash of the bank's version."""
+        return "" if self._last is None else self._last.chain
+
+    @property
+    def fold(self) -> str | None:
+        """The blob of the fold in force."""
+        return None if self._last is None else self._last.fold
+
+    def catch_up(self, known: Mapping[str, Weights] | None = None) -> int:
+        """Publish every version that the bank lacks; its newest version then.
+
+        `known` are weights that need not be read again: those that the caller just stored.
+
+        Raises:
+            LedgerUnavailable: the database does not answer.
+            BlobError: a blob is missing or damaged.
+            LedgerDamaged: the history does not follow from what was applied, or does not fit the model.
+        """
+        with self._lock:
+            before = self._bank.version
+            while versions := self._ledger.versions(self._after, BATCH):
+                self._newest_seen = max(self._newest_seen, versions[-1].version)
+                facts = self._ledger.facts_by_id(id_ for version in versions for id_ in version.births)
+                for version in versions:
+                    self._apply(version, facts, known or {})
+                if len(versions) < BATCH:
+                    break
+            after = self._bank.version
+        if after > before:
+            self._published()
+        return after
+
+    def serve(self, compute: Compute, published: Callable[[], None]) -> None:
+        """From now on an engine computes. Where others write, too, follow them."""
+        self._compute, self._published = compute, published
+        if self._ledger.shared:
+            self._follower = threading.Thread(target=self._follow, name="npt-follower", daemon=True)
+            self._follower.start()
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._stopping.set()
+        if self._follower is not None:
+            self._follower.join()
+
+    @property
+    def _after(self) -> int:
+        return -1 if self._last is None else self._last.version
+
+    def _apply(self, version: Version, facts: Mapping[str, Fact], known: Mapping[str, Weights]) -> None:
+        problem = chain_problem(version, self._last, facts)
+        if problem is not None:
+            raise LedgerDamaged(self._ledger.name, f"version {version.version}: {problem}")
+        if version.version > 0:
+            births = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in version.births}
+            deltas = None if version.fold == self.fold else self.load_fold(version.fold)
+            try:
+                self._compute(lambda: self._bank.publish(version.version, births, version.deaths, deltas))
+            except BankError as error:
+                raise LedgerDamaged(self._ledger.name, f"version {version.version}: {error}") from error
+        self._last = version
+
+    def load(self, fact: Fact) -> Weights:
+        """The weights of a fact. Raises as `catch_up`."""
+        try:
+            return decode(self._blobs.get(fact.blob))
+        except UndecodableWeights as error:
+            raise LedgerDamaged(self._ledger.name, f"blob of fact {fact.id}: {error}") from error
+
+    def load_fold(self, blob: str | None) -> Mapping[int, Any]:
+        """What a fold adds to `down_proj`, by layer. Raises as `catch_up`."""
+        if blob is None:
+            return {}
+        try:
+            return decode_fold(self._blobs.get(blob)).deltas
+        except UndecodableWeights as error:
+            raise LedgerDamaged(self._ledger.name, f"blob of a fold: {error}") from error
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._ledger.listening() as wait:
+                    while not self._stopping.is_set():
+                        self.catch_up()
+                        self.reachable, self.problem = True, None
+                        wait(POLL_S)
+            except LedgerUnavailable as error:
+                self._tell_once("reachable", str(error))
+            except (BlobError, LedgerDamaged) as error:
+                self._tell_once("problem", str(error))
+            self._stopping.wait(POLL_S)
+
+    def _tell_once(self, what: str, reason: str) -> None:
+        known = not self.reachable if what == "reachable" else self.problem == reason
+        if what == "reachable":
+            self.reachable = False
+        else:
+            self.problem = reason
+        if not known:
+            log.error("cannot follow the ledger", reason=reason)
