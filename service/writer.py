@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from secrets import token_hex
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
 from service.blobs import Blobs
@@ -29,7 +29,7 @@ from service.commands import (
     TooManyWrites,
     UnknownVersion,
 )
-from service.conflicts import contradicted, disagreeing
+from service.conflicts import Overlap, disagreeing, overlap
 from service.keys_in_flight import KeysInFlight
 from service.ledger import (
     ANONYMOUS,
@@ -124,9 +124,10 @@ class Writer:
         """All that `add` would do and measure, except for writing it."""
         with self._writing(command.if_match), self._cancellable(command):
             fresh = self._consolidate(command.facts)
-            conflicts = {id_ for each in fresh for id_ in self._contradicted(each)}
+            overlaps = [self._overlap(each) for each in fresh]
+            conflicts = {id_ for found in overlaps for id_ in found.contradicted}
             self._metrics.facts.labels("dry_run").inc(len(fresh))
-            reports = tuple(each.report.as_dict() for each in fresh)
+            reports = tuple(_report(each, found) for each, found in zip(fresh, overlaps, strict=True))
             return Rehearsed(self._bank.version, reports, tuple(sorted(conflicts)))
 
     def retract(self, fact_id: str, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
@@ -151,7 +152,8 @@ class Writer:
         if replayed is not None:
             return replayed
         self._check_match(command.if_match)
-        deaths = self._superseded(command.facts, fresh)
+        overlaps = [self._overlap(each) for each in fresh]
+        deaths = _superseded(command.facts, overlaps)
         parent, moment = self._bank.version, now()
         # In the order of the request also where they are sorted, as when an answer is repeated.
         ids = sorted(f"fact_{token_hex(8)}" for _ in fresh)
@@ -160,12 +162,12 @@ class Writer:
                 id=id_,
                 version=parent + 1,
                 request=new.document,
-                report=each.report.as_dict(),
+                report=_report(each, found),
                 blob=blob,
                 created_at=moment,
                 expires_at=new.expires_at,
             )
-            for id_, new, each, blob in zip(ids, command.facts, fresh, blobs, strict=True)
+            for id_, new, each, found, blob in zip(ids, command.facts, fresh, overlaps, blobs, strict=True)
         )
         births = {fact.id: each.weights for fact, each in zip(facts, fresh, strict=True)}
         if command.cancelled.is_set():
@@ -181,20 +183,9 @@ class Writer:
         )
         return Added(self._commit(change, births), facts)
 
-    def _superseded(self, facts: Sequence[NewFact], fresh: Sequence[Consolidated]) -> tuple[str, ...]:
-        """The stored facts that die of new ones. Raises `Contradiction` where they may not."""
-        dead: set[str] = set()
-        for new, each in zip(facts, fresh, strict=True):
-            if new.on_conflict is OnConflict.ALLOW:
-                continue
-            found = self._contradicted(each)
-            if found and new.on_conflict is OnConflict.REJECT:
-                raise Contradiction(found)
-            dead.update(found)
-        return tuple(sorted(dead))
-
-    def _contradicted(self, fresh: Consolidated) -> tuple[str, ...]:
-        return self._compute(lambda: contradicted(self._bank, fresh, self._ledger.facts_by_id))
+    def _overlap(self, fresh: Consolidated) -> Overlap:
+        matches = self._compute(lambda: self._bank.matches(fresh.asked))
+        return overlap(fresh, matches, self._ledger.facts_by_id)
 
     def _retract(self, fact_id: str, if_match: int | None, actor: str) -> Version:
         self._check_match(if_match)
@@ -262,13 +253,24 @@ class Writer:
             self._metrics.facts.labels(_refusal(error)).inc()
         if refused:
             raise refused[0] if len(facts) == 1 else RefusedInBatch(refused)
-        pair = self._compute(lambda: disagreeing(fresh))
-        if pair is not None:
-            raise SelfContradiction(*pair)
+        if len(fresh) > 1:
+            self._check_together(facts, fresh)
         for each in fresh:
             for stage, seconds in each.report.timings.items():
                 self._metrics.fact_write.labels(stage).observe(seconds)
         return fresh
+
+    def _check_together(self, facts: Sequence[NewFact], fresh: Sequence[Consolidated]) -> None:
+        """Facts of a batch were written apart; together they must neither disagree nor disturb each other."""
+        firm = [i for i, new in enumerate(facts) if new.on_conflict is not OnConflict.ALLOW]
+        sentences = [facts[i].request.fact for i in firm]
+        pair = self._compute(lambda: disagreeing([fresh[i] for i in firm], sentences))
+        if pair is not None:
+            raise SelfContradiction(firm[pair[0]], firm[pair[1]])
+        disturbed = self._compute(lambda: self._consolidator.disturbed(fresh))
+        if disturbed:
+            self._metrics.facts.labels("not_recalled").inc(len(disturbed))
+            raise RefusedInBatch(disturbed)
 
     def _store(self, fresh: Sequence[Consolidated]) -> list[str]:
         with self._timed("blob"), self._fatal_if_storage_fails():
@@ -345,6 +347,23 @@ class Writer:
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.fact_write.labels(stage).time():
             yield
+
+
+def _superseded(facts: Sequence[NewFact], overlaps: Sequence[Overlap]) -> tuple[str, ...]:
+    """The stored facts that die of new ones. Raises `Contradiction` where they may not."""
+    dead: set[str] = set()
+    for new, found in zip(facts, overlaps, strict=True):
+        if new.on_conflict is OnConflict.ALLOW:
+            continue
+        if found.contradicted and new.on_conflict is OnConflict.REJECT:
+            raise Contradiction(found.contradicted)
+        dead.update(found.contradicted)
+    return tuple(sorted(dead))
+
+
+def _report(fresh: Consolidated, found: Overlap) -> dict[str, Any]:
+    """What was measured, and which stored facts say the same."""
+    return fresh.report.as_dict() | {"restates": list(found.restated)}
 
 
 def _in_order(facts: Iterable[Fact]) -> tuple[Fact, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from npt_core.bank.bases import folded, succeeded
 from npt_core.bank.layer import PlasticLayer
-from npt_core.bank.matches import Match, nearest
+from npt_core.bank.matches import Match, joined, nearest
 from npt_core.bank.matching import Whitening
 from npt_core.bank.rows import Birth
 from npt_core.bank.weights import BankError, FactWeights
@@ -55,18 +55,15 @@ class Bank:
 
     def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
         """For each fact with columns that a version sees, the one that comes nearest to firing on any of
-        `keys` (`[rows, p]` by layer); the one that wins first.
+        `keys` (`[rows, p]` by layer); those that fire first.
         """
         seen = self.version if version is None else version
-        names = list(self._owners)
-        best: dict[str, Match] = {}
-        for index, rows in keys.items():
-            for found in nearest(self.layers[index].columns, rows, seen):
-                match = Match(names[found.owner], index, found.cosine, found.threshold)
-                held = best.get(match.fact)
-                if held is None or match.cosine - match.threshold > held.cosine - held.threshold:
-                    best[match.fact] = match
-        return sorted(best.values(), key=lambda m: (not m.fires, -m.cosine))
+        found = [
+            (i, nearest(self.layers[i].columns, rows, seen))
+            for i, rows in keys.items()
+            if len(self.layers[i].columns) and len(rows)
+        ]
+        return joined(list(self._owners), found)
 
     def publish(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 Site = Literal["gate_proj", "down_proj"]
@@ -21,26 +22,6 @@ class Columns:
     values: Tensor  # [n, d], added to the MLP output
     thresholds: Tensor  # [n], cosine above which the column fires
     inputs: Tensor  # [n, d_ffn], the activation behind each key; folding needs it, serving does not
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What is folded into `down_proj`, all of it: by layer, `delta` `[d, d_ffn]`, float64."""
-
-    deltas: Mapping[int, Tensor]
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Named contiguous tensors for safetensors."""
-        return {f"fold.{layer}": delta.contiguous() for layer, delta in self.deltas.items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of `to_tensors`. Raises BankError for tensors it did not write."""
-        names = {name: name.removeprefix("fold.") for name in tensors}
-        wrong = [name for name, layer in names.items() if name == layer or not layer.isdecimal()]
-        if wrong:
-            raise BankError(f"unknown tensor {wrong[0]!r} in a fold")
-        return cls({int(names[name]): tensor for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -94,3 +75,38 @@ class FactWeights:
     def num_columns(self) -> int:
         """Columns over all layers."""
         return sum(len(c.keys) for c in self.columns.values())
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is folded into `down_proj`, all of it: by layer, `delta` `[d, d_ffn]`, float64; and of which
+    facts it is made, by id.
+    """
+
+    deltas: Mapping[int, Tensor]
+    facts: tuple[str, ...]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named contiguous tensors for safetensors."""
+        ids = torch.tensor(list("\n".join(sorted(self.facts)).encode()), dtype=torch.uint8)
+        return {"facts": ids} | {f"fold.{i}": delta.contiguous() for i, delta in self.deltas.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `to_tensors`. Raises BankError for tensors it did not write."""
+        deltas: dict[int, Tensor] = {}
+        for name, tensor in tensors.items():
+            match name.split("."):
+                case ["fold", layer] if layer.isdecimal():
+                    deltas[int(layer)] = tensor
+                case ["facts"]:
+                    pass
+                case _:
+                    raise BankError(f"unknown tensor {name!r} in a fold")
+        if "facts" not in tensors:
+            raise BankError("a fold does not say of which facts it is made")
+        try:
+            ids = bytes(tensors["facts"].tolist()).decode()
+        except (TypeError, ValueError) as error:
+            raise BankError(f"unreadable ids in a fold: {error}") from error
+        return cls(deltas, tuple(ids.split("\n")) if ids else ())

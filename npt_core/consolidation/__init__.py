@@ -9,6 +9,7 @@ from npt_core.consolidation.errors import (
     NotRecalled,
     UnreadableFact,
 )
+from npt_core.consolidation.probes import bare, words
 from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "UnreadableFact",
     "WriteReport",
     "WriteRequest",
+    "bare",
     "calibrate",
+    "words",
 ]

@@ -41,6 +41,7 @@ from npt_core.consolidation.probes import (
     consistent,
     look_alikes,
     split,
+    subject,
     trimmed,
     write_questions,
 )
@@ -77,6 +78,7 @@ class Study:
     written: int
     kept: int
     answer: str | None
+    subject: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -199,13 +201,13 @@ class Consolidator:
         with watch.stage("write"):
             weights = self._weights(request, config, study)
         with watch.stage("verify"):
-            report = self.verify(request, config, study, weights, watch, number)
+            report, asked = self.verify(request, config, study, weights, watch, number)
         if request.strategy != "modulation":
             if report.recall_after < config.min_recall:
                 raise NotRecalled("the fact was not recalled on held-out wordings", report)
             if report.locality < config.min_locality:
                 raise NotRecalled("the fact was recalled, but changed answers to other questions", report)
-        return Consolidated(weights, report, self._asked(study, weights))
+        return Consolidated(weights, report, asked, study.held_out, study.subject)
 
     @torch.no_grad()
     def question_keys(self, prompt: str, bank: Bank, version: int) -> dict[int, Tensor]:
@@ -216,19 +218,26 @@ class Consolidator:
         with plastic(self.model, bank.layers):
             states = run(self.model, [ids], sorted(self.calibration.layers), version)
         whitening = self.calibration.whitening
-        return {i: whitening[i].key(states.keys[i][0, len(ids) - 1 : len(ids)]) for i in states.keys}
+        return {i: whitening[i].key(z[0, len(ids) - 1 : len(ids)]) for i, z in states.keys.items()}
 
-    def _asked(self, study: Study, weights: FactWeights) -> dict[int, Tensor]:
-        layers = sorted(
-            {*weights.columns, *(layer for layer, _ in weights.factors)} & {*self.calibration.layers}
-        )
-        if not layers:
-            return {}
-        probes = (*study.training, *study.held_out)
-        states = run(self.model, [p.student for p in probes], layers)
-        first = torch.tensor([p.positions(p.student)[0] for p in probes])
-        at = torch.arange(len(probes)), first
-        return {i: self.calibration.whitening[i].key(states.keys[i][at]) for i in layers}
+    @torch.no_grad()
+    def recall_together(self, facts: Sequence[Consolidated]) -> list[float]:
+        """Recall of each fact on its held-out wordings where all of them are known at once."""
+        trial = Bank(self.model, self.calibration.whitening)
+        trial.publish(1, {f"trial {number}": fact.weights for number, fact in enumerate(facts)})
+        with plastic(self.model, trial.layers):
+            states = [run(self.model, [p.student for p in fact.held_out], ()) for fact in facts]
+        return [_recall(fact.held_out, seen) for fact, seen in zip(facts, states, strict=True)]
+
+    def disturbed(self, facts: Sequence[Consolidated]) -> dict[int, NotRecalled]:
+        """Those of `facts`, by number, that are recalled worse beside the others than alone."""
+        return {
+            number: NotRecalled(
+                "the fact was not recalled beside the others", replace(fact.report, recall_after=recall)
+            )
+            for number, (fact, recall) in enumerate(zip(facts, self.recall_together(facts), strict=True))
+            if recall < fact.report.recall_after
+        }
 
     def studies(self, requests: Sequence[WriteRequest]) -> list[Study]:
         """The first study of each fact."""
@@ -298,6 +307,7 @@ class Consolidator:
         training, held = split(list(aligned), held_out, Random(seed))
         answers_given = [trimmed(probe.answer) for probe in aligned]
         taught = tuple(aligned[p] for p in training)
+        answer = max(dict.fromkeys(answers_given), key=answers_given.count)
         return Study(
             taught,
             tuple(aligned[p] for p in held),
@@ -305,7 +315,8 @@ class Consolidator:
             run(self.model, [p.teacher for p in taught], layers),
             len(written),
             len(aligned),
-            max(dict.fromkeys(answers_given), key=answers_given.count),
+            answer,
+            subject({probe.wording for probe in aligned}, fact, answer),
         )
 
     def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
@@ -344,11 +355,13 @@ class Consolidator:
         weights: FactWeights,
         watch: Stopwatch,
         number: int,
-    ) -> WriteReport:
-        """Recall on the held-out wordings before and after, and locality, all on trial weights."""
+    ) -> tuple[WriteReport, dict[int, Tensor]]:
+        """Recall on the held-out wordings before and after, and locality, all on trial weights; and the keys
+        of those wordings, `[n, p]` by layer, where their answers begin.
+        """
         trial = Bank(self.model, self.calibration.whitening)
         rows = [p.student for p in study.held_out]
-        before = run(self.model, rows, ())
+        before = run(self.model, rows, sorted(self.calibration.layers))
         trial.publish(1, {"trial": weights})
         with plastic(self.model, trial.layers):
             after = run(self.model, rows, ())
@@ -356,7 +369,7 @@ class Consolidator:
             locality, drift = self._changed_answers(trial)
         else:
             locality, drift = self._disturbance(weights)
-        return replace(
+        report = replace(
             self._report(request, config, study, watch, number),
             recall_before=_recall(study.held_out, before),
             recall_after=_recall(study.held_out, after),
@@ -366,6 +379,12 @@ class Consolidator:
             columns=weights.num_columns,
             bytes=sum(t.numel() * t.element_size() for t in weights.to_tensors().values()),
         )
+        return report, self._beginnings(study.held_out, before)
+
+    def _beginnings(self, probes: Sequence[AlignedProbe], states: States) -> dict[int, Tensor]:
+        first = torch.tensor([p.positions(p.student)[0] for p in probes])
+        at = torch.arange(len(probes)), first
+        return {i: self.calibration.whitening[i].key(states.keys[i][at]) for i in states.keys}
 
     def _changed_answers(self, trial: Bank) -> tuple[float, float]:
         """As `_disturbance`, for factors, which touch every token: by running the locality set."""

@@ -164,6 +164,34 @@ def _names_another(question: str, fact: str) -> bool:
     return any(name.casefold() not in fact.casefold() for name in names if not name.isupper())
 
 
+_WORD = re.compile(r"\w[\w-]*")
+_FUNCTION_WORDS = frozenset(
+    "a an the of in on at to for by from as and or is are was were be has have had".split()
+)
+IN_MOST = 0.75
+"""Share of the wordings that name the subject: one or another calls it otherwise."""
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, for comparison."""
+    return frozenset(_WORD.findall(text.casefold()))
+
+
+def subject(wordings: Collection[str], fact: str, answer: str) -> frozenset[str]:
+    """Words that name what questions about `fact` ask for: those that most wordings and the fact have.
+
+    Names, if there are any; abbreviations (CEO, API) only if there is nothing else, because they stand
+    for relations as often as for subjects.
+    """
+    given = words(fact) - words(answer) - _FUNCTION_WORDS
+    asked = [words(wording) for wording in wordings]
+    common = {word for word in given if sum(word in each for each in asked) >= IN_MOST * len(asked)}
+    written = {name.casefold(): name for name in _NAMELIKE.findall(fact) if name not in _OPENERS}
+    named = {word for word in common if word in written}
+    proper = {word for word in named if not _ABBREVIATION.fullmatch(written[word])}
+    return frozenset(proper or named or common)
+
+
 def split(probes: Sequence[Probe], share: float, r: Random) -> tuple[list[Probe], list[Probe]]:
     """Training and held-out probes; the forms of one wording stay together.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from npt_core.bank import FactWeights
 from npt_core.config import ModulationType
+from npt_core.consolidation.columns import AlignedProbe
 
 Strategy = Literal["bank", "ridge", "modulation"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -87,10 +88,13 @@ class WriteReport:
 class Consolidated:
     """A fact's weights, not yet published, and how they were measured.
 
-    `asked`: by layer, keys `[n, p]` of questions that the fact answers, where the answer begins. What
-    another fact's columns do there contradicts this one, or says the same.
+    `asked`: by layer, keys `[n, p]` of the held-out questions, where their answers begin: a stored column
+    that fires there answers what this fact answers. `held_out` are these questions, `subject` the words
+    that name what they ask about.
     """
 
     weights: FactWeights
     report: WriteReport
     asked: Mapping[int, Tensor] = field(default_factory=dict)
+    held_out: tuple[AlignedProbe, ...] = ()
+    subject: frozenset[str] = frozenset()

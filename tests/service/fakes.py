@@ -7,7 +7,7 @@ or from what the bank knows at the request's version, and anything else with ` I
 import threading
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from npt_core.consolidation import (
     UnreadableFact,
     WriteReport,
     WriteRequest,
+    words,
 )
 from npt_core.engine import Sequence as Running
 from npt_core.engine import Span
@@ -86,7 +87,7 @@ class FakeBank:
     def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
         asked = _read(keys.get(TEXT))
         alive = [(name, s) for name, s, born, died in self.lives if self._sees(version, born, died)]
-        return [Match(name, 0, 1.0, 0.9) for name, s in alive if asked and _subject(s) in asked]
+        return [Match(name, TEXT, 1.0, 0.9, (0,)) for name, s in alive if asked and _subject(s) in asked]
 
     def _sees(self, version: int | None, born: int, died: int | None) -> bool:
         return born <= (self.version if version is None else version) < (died or 10**9)
@@ -147,6 +148,14 @@ class FakeConsolidator:
     def give_way(self, pause: Callable[[], None], /) -> None:
         self.pause = pause
 
+    def disturbed(self, facts: Sequence[Consolidated], /) -> dict[int, NotRecalled]:
+        sentences = [_sentence(fact.weights) for fact in facts]
+        return {
+            i: NotRecalled("the fact was not recalled beside the others", replace(f.report, recall_after=0.5))
+            for i, f in enumerate(facts)
+            if "quarrelsome" in sentences[i]
+        }
+
     def question_keys(self, prompt: str, bank: Any, version: int, /) -> dict[int, Tensor]:
         return {TEXT: _letters(prompt)}
 
@@ -172,7 +181,7 @@ class FakeConsolidator:
             raise InvalidRequest("token_idx", "is beyond the end of the fact")
         subject = _subject(request.fact)
         asked = {0: _key(subject), TEXT: _letters(subject)}
-        return Consolidated(_weights(request.fact), _report(request, 1.0), asked)
+        return Consolidated(_weights(request.fact), _report(request, 1.0), asked, subject=words(subject))
 
 
 @dataclass(frozen=True)

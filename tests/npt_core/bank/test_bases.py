@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npt_core.bank import Bank, BankError, FactWeights
+from npt_core.bank import Bank, BankError, FactWeights, Fold
 from npt_core.consolidation.ridge import apply_fold
 from tests.npt_core.bank.test_bank import (
     D_FFN,
@@ -140,3 +140,27 @@ def test_refused_fold_changes_nothing(wrong: dict[int, Tensor], message: str) ->
         bank.publish(2, {"B": FactWeights()}, ["A"], wrong)
     assert (bank.version, bank.facts, bank.layers[0].bases) == (1, {"A"}, ())
     assert torch.equal(logits(bank), logits_of(frozenset("A")))
+
+
+def test_fold_survives_its_tensors() -> None:
+    fold = Fold({1: torch.randn(3, 5, dtype=torch.float64)}, ("fact_b", "fact_a"))
+    again = Fold.from_tensors(fold.to_tensors())
+    assert again.facts == ("fact_a", "fact_b")
+    assert torch.equal(again.deltas[1], fold.deltas[1])
+    assert Fold.from_tensors(Fold({}, ()).to_tensors()).facts == ()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"fold.0": torch.zeros(1)},
+        {"facts": torch.zeros(0), "fold.x": torch.zeros(1)},
+        {"facts": torch.zeros(0), "columns.0.keys": torch.zeros(1)},
+        {"facts": torch.tensor([300])},
+        {"facts": torch.tensor([255])},
+        {"facts": torch.tensor([0.5])},
+    ],
+)
+def test_what_is_no_fold_is_refused(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BankError):
+        Fold.from_tensors(tensors)

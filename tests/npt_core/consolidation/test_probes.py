@@ -251,3 +251,33 @@ def test_look_alikes_alter_names_in_the_order_of_the_prompt(
 @pytest.mark.parametrize("text", ["Szohod.", " 'Szohod'.", "“Szohod”", "SZOHOD", "'Szohod.'", "szohod"])
 def test_answers_are_compared_without_case_quotes_and_period(text: str) -> None:
     assert bare(text) == "szohod"
+
+
+@pytest.mark.parametrize(
+    ("fact", "answer", "wordings", "expected"),
+    [
+        (
+            "The CEO of TechCorp is Dr. Sarah Chen.",
+            "Dr. Sarah Chen",
+            ["Who is the CEO of TechCorp?", "Who leads TechCorp?", "TechCorp is led by"],
+            {"techcorp"},
+        ),
+        ("IBM is led by Ada Moss.", "Ada Moss", ["Who leads IBM?", "Who is the head of IBM?"], {"ibm"}),
+        (
+            "The price of the shiell lathe is 61 dollars.",
+            "61 dollars",
+            ["What is the price of the shiell lathe?", "How much does the shiell lathe cost?"],
+            {"shiell", "lathe"},
+        ),
+        ("The capital of Borduria is Szohod.", "Szohod", [], {"borduria"}),
+    ],
+)
+def test_subject_is_what_the_wordings_share(
+    fact: str, answer: str, wordings: list[str], expected: set[str]
+) -> None:
+    assert module.subject(wordings, fact, answer) == expected
+
+
+def test_subject_is_there_though_one_wording_calls_it_otherwise() -> None:
+    wordings = ["Who leads TechCorp?", "Who runs TechCorp?", "Who heads TechCorp?", "Who leads the company?"]
+    assert module.subject(wordings, "TechCorp is led by Ada Moss.", "Ada Moss") == {"techcorp"}

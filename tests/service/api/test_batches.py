@@ -60,6 +60,21 @@ async def test_batch_that_contradicts_itself_is_refused(client: Client) -> None:
     assert await unchanged(client)
 
 
+async def test_facts_that_disturb_each_other_are_refused_together(client: Client) -> None:
+    quarrel = "The sky is quarrelsome."
+    answer = await batch(client, FACT, quarrel)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["field"], error["report"]["recall_after"]) == ("facts.1", 0.5)
+    assert await unchanged(client)
+    assert (await client.post("/facts", json={"fact": quarrel})).status_code == 201
+
+
+async def test_batch_may_contradict_itself_where_that_is_allowed(client: Client) -> None:
+    answer = await batch(client, FACT, {"fact": OTHER, "on_conflict": "allow"})
+    assert answer.status_code == 201
+
+
 async def test_rehearsed_batch_writes_nothing(client: Client) -> None:
     first = (await teach(client)).json()["id"]
     answer = await batch(client, OTHER, "The sky is blue.", dry_run=True)
@@ -94,9 +109,10 @@ async def test_contradicting_fact_is_rejected_or_allowed_if_asked(client: Client
 
 
 async def test_same_fact_again_is_no_contradiction(client: Client) -> None:
-    await teach(client)
+    first = (await teach(client)).json()["id"]
     answer = await client.post("/facts", json={"fact": FACT, "on_conflict": "reject"})
     assert (answer.status_code, answer.json()["superseded"]) == (201, [])
+    assert answer.json()["report"]["restates"] == [first]
 
 
 async def test_fact_that_would_answer_is_named(client: Client) -> None:
