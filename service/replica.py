@@ -78,12 +78,12 @@ class Replica:
         """
         with self._lock:
             before = self._bank.version
-            while versions := self._ledger.versions(self._after, BATCH):
+            while versions := self._following():
                 self._newest_seen = max(self._newest_seen, versions[-1].version)
                 facts = self._ledger.facts_by_id(id_ for version in versions for id_ in version.births)
                 for version in versions:
                     self._apply(version, facts, known or {})
-                if len(versions) < BATCH:
+                if len(versions) < BATCH - 1:
                     break
             after = self._bank.version
         if after > before:
@@ -103,9 +103,16 @@ class Replica:
         if self._follower is not None:
             self._follower.join()
 
-    @property
-    def _after(self) -> int:
-        return -1 if self._last is None else self._last.version
+    def _following(self) -> list[Version]:
+        """Versions after the last one that was applied, which must still be what it was."""
+        last = self._last
+        if last is None:
+            return self._ledger.versions(-1, BATCH)
+        found = self._ledger.versions(last.version - 1, BATCH)
+        if not found or found[0] != last:
+            reason = f"version {last.version}, which was applied, is not there any more"
+            raise LedgerDamaged(self._ledger.name, reason)
+        return found[1:]
 
     def _apply(self, version: Version, facts: Mapping[str, Fact], known: Mapping[str, Weights]) -> None:
         problem = chain_problem(version, self._last, facts)

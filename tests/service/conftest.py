@@ -11,6 +11,7 @@ from service.host import Host, open_host
 from service.logs import configure_logging
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime, load_fake_runtime
+from tests.service.postgres import PostgresServer
 
 OpenHost = Callable[..., Host]
 
@@ -19,6 +20,14 @@ OpenHost = Callable[..., Host]
 def _quiet_logs() -> None:
     """As in production, and not the development console, which draws every failure at length."""
     configure_logging("CRITICAL")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Of the tests of one run; each asks it for a database of its own."""
+    server = PostgresServer().start()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

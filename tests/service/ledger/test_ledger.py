@@ -1,11 +1,22 @@
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from service.ledger import (
     ANONYMOUS,
@@ -19,7 +30,9 @@ from service.ledger import (
     VersionKind,
     WrongCheckpoint,
     sqlite_url,
+    tables,
 )
+from tests.service.postgres import PostgresServer
 
 BASE = "b" * 64
 
@@ -33,25 +46,35 @@ def birth(number: int, parent: int, **more: Any) -> Change:
     return Change(parent, VersionKind.FACT, births=(new.id,), new_facts=(new,), **more)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "ledger.db")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    opened = Ledger(sqlite_url(tmp_path / "ledger.db"))
+def ledger(url: str) -> Iterator[Ledger]:
+    opened = Ledger(url)
     opened.bind(BASE)
-    return opened
+    yield opened
+    opened.close()
 
 
 class LedgerAgainstSets(RuleBasedStateMachine):
     """Any history of births, deaths, rollbacks and restarts, against plain sets."""
 
+    new_url: Callable[[], str]
+
     def __init__(self) -> None:
         super().__init__()
-        self.folder = TemporaryDirectory()
-        self.path = Path(self.folder.name) / "ledger.db"
+        self.url = type(self).new_url()
         self.live: list[set[str]] = [set()]
 
     @initialize()
     def open(self) -> None:
-        self.ledger = Ledger(sqlite_url(self.path))
+        self.ledger = Ledger(self.url)
         self.ledger.bind(BASE)
 
     @property
@@ -99,11 +122,20 @@ class LedgerAgainstSets(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.ledger.close()
-        self.folder.cleanup()
 
 
-TestLedgerAgainstSets = LedgerAgainstSets.TestCase
-TestLedgerAgainstSets.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_any_history_is_that_of_plain_sets(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    numbers = count()
+    machine = LedgerAgainstSets
+    if database == "sqlite":
+        machine.new_url = lambda: sqlite_url(tmp_path / f"{next(numbers)}.db")
+    else:
+        machine.new_url = request.getfixturevalue("postgres").new_database
+    steps = settings(max_examples=10, stateful_step_count=12, deadline=None)
+    run_state_machine_as_test(machine, settings=steps)
 
 
 def test_facts_come_in_pages(ledger: Ledger) -> None:
@@ -146,11 +178,55 @@ def test_ledger_of_another_checkpoint_is_refused(ledger: Ledger) -> None:
         ledger.bind("c" * 64)
 
 
-def test_ledger_file_is_the_owners_alone(ledger: Ledger, tmp_path: Path) -> None:
+def test_migrations_make_the_tables_that_the_code_reads(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def test_audit_tells_who_did_what(ledger: Ledger) -> None:
+    ledger.commit(birth(0, 0, actor="key_1"))
+    ledger.commit(Change(1, VersionKind.RETRACT, deaths=("fact_0",), actor="key_2"))
+    entries = ledger.audit()
+    assert [(e.seq, e.actor, e.action, e.target) for e in entries] == [
+        (1, "key_1", "fact", "versions/1"),
+        (2, "key_2", "retract", "versions/2"),
+    ]
+    assert entries[1].detail == {"deaths": ["fact_0"]}
+    assert ledger.audit(after=1) == entries[1:]
+
+
+def test_of_two_writers_of_one_version_one_wins(url: str) -> None:
+    first, second = Ledger(url), Ledger(url)
+    first.bind(BASE)
+    second.bind(BASE)
+    outcomes: list[object] = []
+
+    def write(ledger: Ledger, number: int) -> None:
+        try:
+            outcomes.append(ledger.commit(birth(number, 0)).version)
+        except StaleParent:
+            outcomes.append("stale")
+
+    threads = [threading.Thread(target=write, args=(ledger, i)) for i, ledger in enumerate((first, second))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, outcomes)) == ["1", "stale"]
+    assert len(first.facts()) == 1
+    assert len(first.audit()) == 1
+    first.close()
+    second.close()
+
+
+def test_ledger_file_is_the_owners_alone(tmp_path: Path) -> None:
+    Ledger(sqlite_url(tmp_path / "ledger.db")).close()
     assert (tmp_path / "ledger.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_commits_are_as_durable_as_sqlite_makes_them(ledger: Ledger) -> None:
+def test_commits_are_as_durable_as_sqlite_makes_them(tmp_path: Path) -> None:
+    ledger = Ledger(sqlite_url(tmp_path / "ledger.db"))
     with ledger.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3  # EXTRA

@@ -1,0 +1,128 @@
+"""Several replicas on one PostgreSQL: any of them writes, all know the same."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.fact_requests import add_command
+from service.host import Host, open_host
+from service.ledger import ANONYMOUS, LedgerDamaged, LedgerUnavailable
+from service.schemas.facts import FactIn
+from service.settings import Settings
+from tests.service.conftest import client_of, fake
+from tests.service.fakes import load_fake_runtime
+from tests.service.postgres import PostgresServer
+
+REPLICAS = 3
+
+
+def teaching(text: str, key: str | None = None) -> Any:
+    return add_command([FactIn(fact=text)], 2, ANONYMOUS, key)
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """One of its own, to be stopped and started."""
+    own = PostgresServer(durable=True).start()
+    yield own
+    own.remove()
+
+
+Open = Callable[[str], list[Host]]
+
+
+@pytest.fixture
+def replicas(tmp_path: Path) -> Iterator[Open]:
+    opened: list[Host] = []
+
+    def open_all(url: str) -> list[Host]:
+        for number in range(REPLICAS):
+            folder = tmp_path / str(number)
+            settings = Settings(data=folder, database_url=url)
+            folder.mkdir()
+            # What a shared store is in production.
+            (folder / "blobs").symlink_to(tmp_path / "blobs", target_is_directory=True)
+            (tmp_path / "blobs").mkdir(exist_ok=True)
+            opened.append(open_host(settings, load_fake_runtime))
+        return opened
+
+    yield open_all
+    for host in opened:
+        host.close()
+
+
+async def at(host: Host, version: int) -> None:
+    assert await host.gate.wait_for(version, 60)
+
+
+async def test_all_write_at_once_and_come_to_know_the_same(postgres: PostgresServer, replicas: Open) -> None:
+    hosts = replicas(postgres.new_database())
+    sentences = [f"The place {letter} is Town {letter}." for letter in "ABCDEFGHIJKL"]
+    with ThreadPoolExecutor(len(sentences)) as pool:
+        jobs = zip([hosts[i % REPLICAS] for i in range(len(sentences))], sentences, strict=True)
+        added = list(pool.map(lambda job: job[0].writer.add(teaching(job[1])), jobs))
+    assert sorted(each.version.version for each in added) == list(range(1, len(sentences) + 1))
+    for host in hosts:
+        await at(host, len(sentences))
+    assert len({host.replica.chain for host in hosts}) == 1
+    known = [sorted(fake(host).bank.sentences(host.version)) for host in hosts]
+    assert known == [sorted(sentences)] * REPLICAS
+
+
+async def test_what_one_wrote_is_read_at_another(postgres: PostgresServer, replicas: Open) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    version = first.writer.add(teaching("The sky is blue.")).version.version
+    async with client_of(second) as client:
+        answer = await client.post(
+            "/generate", json={"prompt": "What colour is the sky?", "min_weights_version": version}
+        )
+    assert (answer.json()["text"], answer.json()["weights_version"]) == (" blue.", version)
+
+
+async def test_repeated_request_is_answered_by_any_of_them(postgres: PostgresServer, replicas: Open) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    added = first.writer.add(teaching("The sky is blue.", "k"))
+    again = second.writer.add(teaching("The sky is blue.", "k"))
+    assert (again.replayed, again.facts) == (True, added.facts)
+    assert second.ledger.newest == 1
+
+
+async def test_reads_go_on_without_the_database_and_writes_after_it_is_back(
+    server: PostgresServer, replicas: Open
+) -> None:
+    hosts = replicas(server.new_database())
+    hosts[0].writer.add(teaching("The sky is blue."))
+    for host in hosts:
+        await at(host, 1)
+    server.stop("immediate")
+    async with client_of(hosts[1]) as client:
+        answer = await client.post("/generate", json={"prompt": "What colour is the sky?"})
+        assert answer.json()["text"] == " blue."
+        assert (await client.get("/readyz")).status_code == 200
+        refused = await client.post("/facts", json={"fact": "The sea is green."})
+        assert (refused.status_code, refused.json()["type"]) == (503, "npt:storage-unavailable")
+        assert refused.headers["Retry-After"] == "1"
+    with pytest.raises(LedgerUnavailable):
+        hosts[2].writer.add(teaching("The sea is green."))
+    server.start()
+    hosts[2].writer.add(teaching("The sea is green."))
+    for host in hosts:
+        await at(host, 2)
+    assert len({host.replica.chain for host in hosts}) == 1
+
+
+async def test_database_that_lost_versions_is_noticed(postgres: PostgresServer, replicas: Open) -> None:
+    (first, *_) = replicas(postgres.new_database())
+    first.writer.add(teaching("The sky is blue."))
+    with first.ledger.engine.begin() as connection:
+        for table in ("audit", "changes", "facts"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+        connection.exec_driver_sql("DELETE FROM versions WHERE version = 1")
+    with pytest.raises(LedgerDamaged, match="version 1, which was applied, is not there any more"):
+        first.writer.add(teaching("The sea is green."))
+    async with client_of(first) as client:
+        answer = await client.post("/generate", json={"prompt": "What colour is the sky?"})
+        assert answer.json()["text"] == " blue."
