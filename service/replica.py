@@ -5,7 +5,7 @@ never computed again, and each version's chain hash is checked before it is publ
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import structlog
@@ -15,7 +15,7 @@ from service.blobs import BlobError, Blobs
 from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version
 from service.ledger.verify import chain_problem
 from service.runtime import Bank, Compute, Weights
-from service.weights_codec import UndecodableWeights, decode, decode_fold
+from service.weights_codec import UndecodableWeights, decode, decode_fold, decode_snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +78,8 @@ class Replica:
         """
         with self._lock:
             before = self._bank.version
+            if self._last is None:
+                self._begin()
             while versions := self._following():
                 self._newest_seen = max(self._newest_seen, versions[-1].version)
                 facts = self._ledger.facts_by_id(id_ for version in versions for id_ in version.births)
@@ -103,6 +105,38 @@ class Replica:
         if self._follower is not None:
             self._follower.join()
 
+    def _begin(self) -> None:
+        """From the newest snapshot, if there is one: older versions are gone then."""
+        snapshot = self._ledger.snapshot()
+        if snapshot is None:
+            return
+        version = self._ledger.version(snapshot.version)
+        if version is None or version.chain != snapshot.chain:
+            raise LedgerDamaged(
+                self._ledger.name, f"the snapshot of version {snapshot.version} is of another"
+            )
+        try:
+            births = decode_snapshot(self._blobs.get(snapshot.blob))
+        except UndecodableWeights as error:
+            raise LedgerDamaged(self._ledger.name, f"blob of a snapshot: {error}") from error
+        if set(births) != self._ledger.live(version.version):
+            raise LedgerDamaged(self._ledger.name, "the snapshot does not hold the facts of its version")
+        self._publish(version, births, (), self.load_fold(version.fold) or None)
+        self._compute(lambda: self._bank.retire(version.version, lambda: None))
+        self._last = version
+
+    def _publish(
+        self,
+        version: Version,
+        births: Mapping[str, Weights],
+        deaths: Collection[str],
+        deltas: Mapping[int, Any] | None,
+    ) -> None:
+        try:
+            self._compute(lambda: self._bank.publish(version.version, births, deaths, deltas))
+        except BankError as error:
+            raise LedgerDamaged(self._ledger.name, f"version {version.version}: {error}") from error
+
     def _following(self) -> list[Version]:
         """Versions after the last one that was applied, which must still be what it was."""
         last = self._last
@@ -121,10 +155,7 @@ class Replica:
         if version.version > 0:
             births = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in version.births}
             deltas = None if version.fold == self.fold else self.load_fold(version.fold)
-            try:
-                self._compute(lambda: self._bank.publish(version.version, births, version.deaths, deltas))
-            except BankError as error:
-                raise LedgerDamaged(self._ledger.name, f"version {version.version}: {error}") from error
+            self._publish(version, births, version.deaths, deltas)
         self._last = version
 
     def load(self, fact: Fact) -> Weights:

@@ -8,6 +8,7 @@ from secrets import token_hex
 from typing import Any, TypeVar
 
 from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
+from npt_core.engine import VersionGone
 from service.blobs import Blobs
 from service.commands import (
     Added,
@@ -199,7 +200,9 @@ class Writer:
 
     def _activate(self, target: int, if_match: int | None, actor: str) -> Version:
         self._check_match(if_match)
-        newest = self._bank.version
+        newest, snapshot = self._bank.version, self._ledger.snapshot()
+        if snapshot is not None and 0 <= target < snapshot.version:
+            raise VersionGone(target, snapshot.version, newest)
         found = self._ledger.version(target) if 0 <= target <= newest else None
         if found is None:
             raise UnknownVersion(target, newest)

@@ -2,7 +2,19 @@
 
 import typer
 
-from service.cli import bench, compare, convert, evaluate, facts, generate, openapi, serve, train, versions
+from service.cli import (
+    bench,
+    compare,
+    convert,
+    evaluate,
+    facts,
+    generate,
+    ledger,
+    openapi,
+    serve,
+    train,
+    versions,
+)
 
 app = typer.Typer(
     name="npt",
@@ -19,6 +31,7 @@ app.command("bench")(bench.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 

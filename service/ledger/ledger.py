@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
 
 from service.ledger import migrations, queries, rows, tables
 from service.ledger.chain import audit_hash, chain_hash
@@ -20,6 +20,7 @@ from service.ledger.records import (
     Fact,
     FactState,
     IdempotencyKey,
+    Snapshot,
     StoredFact,
     Version,
     VersionKind,
@@ -163,6 +164,66 @@ class Ledger:
             row = connection.execute(query).mappings().first()
         return None if row is None else (IdempotencyKey(row["key"], row["digest"]), row["version"])
 
+    def snapshot(self) -> Snapshot | None:
+        """The newest one."""
+        table = tables.snapshots
+        with reading(self.engine) as connection:
+            row = (
+                connection.execute(select(table).order_by(table.c.version.desc()).limit(1)).mappings().first()
+            )
+        return None if row is None else Snapshot(row["version"], row["blob"], row["chain"], row["created_at"])
+
+    def add_snapshot(self, version: int, blob: str, actor: str) -> None:
+        """From now on start-up begins at `version`, with the facts in `blob`.
+
+        Raises:
+            StaleParent: another process made one at the same moment.
+        """
+        found = self.version(version)
+        if found is None:
+            raise LookupError(f"there is no version {version}")
+        row = {"version": version, "blob": blob, "chain": found.chain, "created_at": now()}
+        try:
+            with writing(self.engine) as connection:
+                connection.execute(insert(tables.snapshots), row)
+                record(connection, actor, "snapshot", f"versions/{version}", {"blob": blob})
+        except IntegrityError as error:
+            raise StaleParent(version, self.newest) from error
+
+    def blobs(self) -> set[str]:
+        """Names of the blobs that are needed by the newest snapshot and the versions after it."""
+        snapshot = self.snapshot()
+        with reading(self.engine) as connection:
+            needed = queries.blobs_since(connection, 0 if snapshot is None else snapshot.version)
+        return needed if snapshot is None else needed | {snapshot.blob}
+
+    def dump(self) -> dict[str, list[dict[str, Any]]]:
+        """Every row of history, as of one moment, by table."""
+        with reading(self.engine) as connection:
+            if self.shared:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            return {
+                table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
+                for table in _HISTORY
+            }
+
+    def restore(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        """The inverse of `dump`, into an empty ledger: all of it or, where it is no sound history, nothing.
+
+        Raises:
+            LedgerDamaged: with what is wrong with the history.
+        """
+        try:
+            with writing(self.engine) as connection:
+                for table in _HISTORY:
+                    if found := rows.get(table.name):
+                        connection.execute(insert(table), found)
+                problem = _history_problem(connection)
+                if problem is not None:
+                    raise LedgerDamaged(self.name, problem)
+        except (IntegrityError, StatementError) as error:
+            raise LedgerDamaged(self.name, f"rows do not fit: {' '.join(str(error.orig).split())}") from error
+
     def audit(self, after: int = 0, limit: int | None = None) -> list[AuditEntry]:
         """Entries above `after`, ascending."""
         with reading(self.engine) as connection:
@@ -210,15 +271,27 @@ class Ledger:
 
     def _verify(self) -> None:
         with reading(self.engine) as connection:
-            problem = (
-                integrity_problem(connection)
-                or history_problem(
-                    queries.versions_after(connection, -1, None), queries.facts_by_id(connection)
-                )
-                or audit_problem(queries.audit_after(connection, 0, None))
-            )
+            problem = integrity_problem(connection) or _history_problem(connection)
         if problem is not None:
             raise LedgerDamaged(self.name, problem)
+
+
+_HISTORY = (
+    tables.versions,
+    tables.facts,
+    tables.changes,
+    tables.idempotency,
+    tables.audit,
+    tables.snapshots,
+)
+"""In an order in which each refers to those before it."""
+
+
+def _history_problem(connection: Connection) -> str | None:
+    versions = queries.versions_after(connection, -1, None)
+    return history_problem(versions, queries.facts_by_id(connection)) or audit_problem(
+        queries.audit_after(connection, 0, None)
+    )
 
 
 def record(connection: Connection, actor: str, action: str, target: str, detail: Mapping[str, Any]) -> None:

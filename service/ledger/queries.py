@@ -84,6 +84,20 @@ def last_audit(connection: Connection) -> AuditEntry | None:
     return None if row is None else rows.read_audit(row)
 
 
+def blobs_since(connection: Connection, version: int) -> set[str]:
+    """Blobs of facts that `version` or a later one knows, and of folds in force at them."""
+    alive = (
+        select(changes.c.fact_id)
+        .where(changes.c.version <= version)
+        .group_by(changes.c.fact_id)
+        .having(func.sum(changes.c.delta) == 1)
+    )
+    later = select(changes.c.fact_id).where(changes.c.version > version)
+    known = select(facts.c.blob).where(facts.c.id.in_(alive) | facts.c.id.in_(later))
+    folds = select(versions.c.fold).where(versions.c.version >= version, versions.c.fold.is_not(None))
+    return {*connection.scalars(known), *connection.scalars(folds)}
+
+
 def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """`items` in parts of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))

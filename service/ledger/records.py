@@ -99,6 +99,16 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All facts that a version knows, in one blob; versions before it are gone."""
+
+    version: int
+    blob: str
+    chain: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     """Who did what to what, chained to the entry before by `chain`."""
 

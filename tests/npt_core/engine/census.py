@@ -33,6 +33,7 @@ def unused(pages: PageTable, engine: Engine) -> bool:
 
 def is_idle(engine: Engine) -> bool:
     """Whether an engine has forgotten everybody it answered."""
+    engine.execute(lambda: None)  # the step that gave the last token, and told so, is over
     return (
         (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0.0)
         and not engine._samplers

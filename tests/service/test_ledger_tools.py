@@ -1,0 +1,166 @@
+"""What `npt ledger` does: verify, export and import, collect garbage, compact."""
+
+import os
+import tarfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from npt_core.engine import VersionGone
+from service.cli import app
+from service.commands import OnConflict
+from service.fact_requests import add_command
+from service.host import Host
+from service.ledger import ANONYMOUS
+from service.schemas.facts import FactIn
+from tests.service.conftest import OpenHost, client_of, fake
+from tests.service.postgres import PostgresServer
+
+SENTENCES = ["The sky is blue.", "The sea is green.", "The sun is hot."]
+
+
+def npt(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["ledger", *map(str, arguments)])
+
+
+def teach(host: Host, sentence: str) -> str:
+    asked = FactIn(fact=sentence, on_conflict=OnConflict.ALLOW)
+    return host.writer.add(add_command([asked], 2, ANONYMOUS, sentence[4:7])).facts[0].id
+
+
+@pytest.fixture
+def taught(host_of: OpenHost) -> Host:
+    """Version 3 knows three facts, 4 has lost one, 5 has it again, 6 has lost another."""
+    host = host_of()
+    ids = [teach(host, sentence) for sentence in SENTENCES]
+    host.writer.retract(ids[0])
+    host.writer.activate(3)
+    host.writer.retract(ids[1])
+    return host
+
+
+def known(host: Host) -> list[str]:
+    return sorted(fake(host).bank.sentences(host.version))
+
+
+def test_sound_ledger_is_verified_beside_its_server(taught: Host, data: Path) -> None:
+    done = npt("verify", "--data", data)
+    assert (done.exit_code, done.stdout.strip()) == (
+        0,
+        f"{data / 'ledger.db'}: 7 versions and 3 blobs are sound",
+    )
+
+
+def test_damaged_blob_is_found_in_one_line(taught: Host, data: Path) -> None:
+    blob = next(iter((data / "blobs").iterdir()))
+    blob.write_bytes(b"x" + blob.read_bytes()[1:])
+    done = npt("verify", "--data", data)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"npt: blob {blob} is damaged")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_archive_brings_back_everything(
+    taught: Host,
+    host_of: OpenHost,
+    data: Path,
+    tmp_path: Path,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    expected = (known(taught), taught.ledger.versions(), taught.ledger.facts(), taught.ledger.audit())
+    archive, elsewhere = tmp_path / "backup.tar", tmp_path / "elsewhere"
+    assert npt("export", archive, "--data", data).exit_code == 0
+    if database == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        monkeypatch.setenv("NPT_DATABASE_URL", server.new_database())
+    done = npt("import", archive, "--data", elsewhere)
+    assert done.exit_code == 0, done.stderr
+    data.rename(tmp_path / "lost")
+    elsewhere.rename(data)
+    again = host_of()
+    assert (known(again), again.ledger.versions(), again.ledger.facts(), again.ledger.audit()) == expected
+    assert again.writer.add(add_command([FactIn(fact=SENTENCES[0], on_conflict=OnConflict.ALLOW)], 2,
+                                        ANONYMOUS, "sky")).replayed  # fmt: skip
+    assert (archive.stat().st_mode & 0o077) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "blob", "row", "noise", "format"])
+def test_damaged_archive_changes_nothing(taught: Host, data: Path, tmp_path: Path, damage: str) -> None:
+    archive, elsewhere = tmp_path / "backup.tar", tmp_path / "elsewhere"
+    npt("export", archive, "--data", data)
+    content = archive.read_bytes()
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "noise":
+        content = os.urandom(len(content))
+    else:
+        sought = {"blob": b"fact_", "row": b"The sky", "format": b'{"format": 1'}[damage]
+        if damage == "blob":
+            with tarfile.open(archive) as opened:
+                at = next(m for m in opened if m.name.startswith("blobs/")).offset_data + 20
+        else:
+            at = content.index(sought) + len(sought) - 1
+        content = content[:at] + b"7" + content[at + 1 :]
+    archive.write_bytes(content)
+    done = npt("import", archive, "--data", elsewhere)
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert npt("verify", "--data", elsewhere).stdout.endswith("1 versions and 0 blobs are sound\n")
+
+
+def test_archive_is_not_put_into_a_ledger_with_history(taught: Host, data: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.tar"
+    npt("export", archive, "--data", data)
+    taught.close()
+    done = npt("import", archive, "--data", data)
+    assert (done.exit_code, "is not empty" in done.stderr) == (1, True)
+
+
+def test_orphans_are_collected_once_they_are_old(taught: Host, data: Path) -> None:
+    orphan = taught.writer._blobs.put(b"left by a write that was never committed")
+    assert npt("gc", "--data", data).stdout == ""
+    old = time.time() - timedelta(hours=2).total_seconds()
+    for blob in (data / "blobs").iterdir():
+        os.utime(blob, (old, old))
+    assert npt("gc", "--dry-run", "--data", data).stdout == f"{orphan}\n"
+    assert (data / "blobs" / orphan).exists()
+    assert npt("gc", "--data", data).stdout == f"{orphan}\n"
+    assert not (data / "blobs" / orphan).exists()
+    assert npt("verify", "--data", data).exit_code == 0
+
+
+async def test_start_from_a_snapshot_knows_the_same_and_older_versions_are_gone(
+    taught: Host, host_of: OpenHost, data: Path
+) -> None:
+    expected, chain = known(taught), taught.replica.chain
+    done = npt("compact", "--keep", "1", "--data", data)
+    assert (done.exit_code, done.stdout) == (0, "snapshot of version 5\n")
+    assert npt("compact", "--keep", "1", "--data", data).exit_code == 1
+    old = (datetime.now(UTC) - timedelta(hours=2)).timestamp()
+    for blob in (data / "blobs").iterdir():
+        os.utime(blob, (old, old))
+    again = host_of()
+    assert (known(again), again.replica.chain) == (expected, chain)
+    assert again.runtime.bank.oldest == 5
+    # Of version 6 every fact is in the snapshot, but one that it knows may be retracted and come back.
+    npt("gc", "--data", data)
+    again = host_of()
+    again.writer.activate(5)
+    assert known(again) == sorted(SENTENCES)
+    with pytest.raises(VersionGone):
+        again.writer.activate(3)
+    async with client_of(again) as client:
+        assert (await client.post("/versions/3/activate")).status_code == 410
+        asked = {"prompt": "What is the sky?", "weights_version": 3}
+        assert (await client.post("/generate", json=asked)).status_code == 410
+
+
+def test_nothing_to_compact_is_told(taught: Host, data: Path) -> None:
+    done = npt("compact", "--data", data)
+    assert (done.exit_code, "newest version is 6" in done.stderr) == (1, True)
