@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import problems
-from service.api import facts, generate, health, versions
+from service.api import facts, generate, health, operations, versions
 from service.api.documentation import answers
 from service.host import Host
 from service.middleware.access_log import AccessLog
@@ -37,7 +37,14 @@ def create_api() -> FastAPI:
         redoc_url=None,
         responses=answers(problems.INVALID, problems.INTERNAL),
     )
-    for router in (generate.router, facts.batches, facts.router, versions.router, health.router):
+    for router in (
+        generate.router,
+        facts.batches,
+        facts.router,
+        versions.router,
+        operations.router,
+        health.router,
+    ):
         app.include_router(router)
     problems.install(app)
     return app

@@ -13,6 +13,11 @@ WriteError
 ├── Cancelled              whoever asked for the write wants it no more
 ├── TooManyWrites          as many writes wait as may
 ├── Contended              other replicas were always quicker
+├── OperationNotFound      no operation has this id
+├── OperationEnded         it is too late to cancel it
+├── OperationElsewhere     another replica works on it
+├── TooManyOperations      as many wait as may
+├── Interrupted            the process that worked on it ended first
 └── ReadOnly               an earlier disk error: no writes until restart
 """
 
@@ -104,6 +109,31 @@ class TooManyWrites(WriteError):
 class Contended(WriteError):
     def __init__(self, attempts: int) -> None:
         super().__init__(f"other replicas published first, {attempts} times in a row")
+
+
+class OperationNotFound(WriteError):
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(f"there is no operation {operation_id}")
+
+
+class OperationEnded(WriteError):
+    def __init__(self, operation_id: str, state: str) -> None:
+        super().__init__(f"operation {operation_id} has {state} already")
+
+
+class OperationElsewhere(WriteError):
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(f"operation {operation_id} runs on another replica, which alone can end it")
+
+
+class TooManyOperations(WriteError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} operations wait")
+
+
+class Interrupted(WriteError):
+    def __init__(self) -> None:
+        super().__init__("nothing was written: the server stopped before it was this operation's turn to end")
 
 
 class ReadOnly(WriteError):

@@ -1,17 +1,21 @@
 """Everything that runs in one process: the loaded model, its facts, the engine, the writer."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from npt_core.engine import Engine, EngineConfig, StepRunner, alone
 from service.blobs import Blobs, BlobUnavailable, FolderBlobs
+from service.housekeeping import Expiry, Housekeeping
 from service.ledger import FolderLock, Ledger, sqlite_url
 from service.metrics import Metrics
+from service.operations import Operations
 from service.replica import Replica
 from service.runtime import Runtime
 from service.settings import Settings
 from service.storage import make_private_folder
+from service.teaching import recalled
 from service.version_gate import VersionGate
 from service.writer import Writer
 
@@ -37,6 +41,8 @@ class Host:
     ledger: Ledger
     replica: Replica
     writer: Writer
+    operations: Operations
+    housekeeping: Housekeeping
     gate: VersionGate
     metrics: Metrics
     lock: FolderLock
@@ -57,6 +63,8 @@ class Host:
 
     def close(self) -> None:
         """Let a write end, cancel what runs, then let go of the ledger and the folder."""
+        self.housekeeping.close()
+        self.operations.close()
         self.writer.close()
         self.replica.close()
         self.engine.close()
@@ -147,10 +155,16 @@ def _assemble(
         writer.stop_if_cancelled()
 
     runtime.consolidator.give_way(pause)
-    host = Host(settings, runtime, engine, ledger, replica, writer, gate, metrics, lock)
+    operations = Operations(ledger, partial(recalled, ledger), limit=settings.max_pending_operations)
+    expiry = Expiry(ledger, writer, lambda: bank.version)
+    housekeeping = Housekeeping([expiry.tick, operations.tick])
+    host = Host(
+        settings, runtime, engine, ledger, replica, writer, operations, housekeeping, gate, metrics, lock
+    )
     _published(host)
     _watch(host)
     replica.serve(engine.execute, lambda: _published(host))
+    housekeeping.start()
     return host
 
 

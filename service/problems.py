@@ -80,6 +80,19 @@ SELF_CONTRADICTION = Kind(
     "npt:batch-conflict", HTTPStatus.CONFLICT, "Two facts of the batch contradict each other"
 )
 CANCELLED = Kind("npt:cancelled", HTTPStatus.CONFLICT, "The write was cancelled")
+OPERATION_NOT_FOUND = Kind("npt:operation-not-found", HTTPStatus.NOT_FOUND, "No such operation")
+OPERATION_ENDED = Kind(
+    "npt:operation-ended", HTTPStatus.CONFLICT, "The operation cannot be cancelled any more"
+)
+OPERATION_ELSEWHERE = Kind(
+    "npt:operation-elsewhere", HTTPStatus.CONFLICT, "The operation runs on another replica"
+)
+INTERRUPTED = Kind(
+    "npt:interrupted",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The server stopped before the write was done",
+    retry=True,
+)
 CONTENDED = Kind(
     "npt:contended", HTTPStatus.SERVICE_UNAVAILABLE, "Other replicas were always quicker", retry=True
 )
@@ -122,6 +135,11 @@ TABLE: Mapping[type[Exception], Kind] = {
     commands.RefusedInBatch: NOT_RECALLED,
     commands.Cancelled: CANCELLED,
     commands.Contended: CONTENDED,
+    commands.OperationNotFound: OPERATION_NOT_FOUND,
+    commands.OperationEnded: OPERATION_ENDED,
+    commands.OperationElsewhere: OPERATION_ELSEWHERE,
+    commands.TooManyOperations: OVERLOADED,
+    commands.Interrupted: INTERRUPTED,
     ledger.LedgerUnavailable: UNAVAILABLE,
     ledger.LedgerDamaged: LEDGER_DAMAGED,
     commands.ReadOnly: READ_ONLY,

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_pending_writes: int = Field(16, ge=1)
     """Writes that may be under way or wait for the write lock."""
 
+    max_pending_operations: int = Field(256, ge=1)
+    """Writes that may wait although their clients do not (`Prefer: respond-async`)."""
+
     keep_versions: int = Field(1000, ge=0)
     """Versions behind the newest that can still be asked for; 0 keeps the newest alone. Older ones
     are answered with 410, their facts cost no memory, and rollback to them goes on working."""

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from service.conflicts import Overlap, disagreeing, overlap
 from service.keys_in_flight import KeysInFlight
 from service.ledger import (
     ANONYMOUS,
+    SYSTEM,
     Change,
     Fact,
     FactState,
@@ -138,6 +140,14 @@ class Writer:
             self._metrics.facts.labels("retracted").inc()
             return Moved(version)
 
+    def expire(self, moment: str) -> Version | None:
+        """A new version without the facts whose time had come at `moment`, if there are any."""
+        with self._writing(None):
+            version = self._until_newest(lambda: self._expire(moment))
+            if version is not None:
+                self._metrics.facts.labels("expired").inc(len(version.deaths))
+            return version
+
     def activate(self, target: int, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
         """A new version that knows exactly what version `target` knew."""
         with self._writing(if_match):
@@ -197,6 +207,12 @@ class Writer:
             raise FactAlreadyRetracted(fact_id, stored.died or 0)
         change = Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,), actor=actor)
         return self._commit(change, {})
+
+    def _expire(self, moment: str) -> Version | None:
+        due = tuple(id_ for _, id_ in self._ledger.expiring(moment))
+        if not due:  # perhaps another replica came first
+            return None
+        return self._commit(Change(self._bank.version, VersionKind.RETRACT, deaths=due, actor=SYSTEM), {})
 
     def _activate(self, target: int, if_match: int | None, actor: str) -> Version:
         self._check_match(if_match)
@@ -292,11 +308,7 @@ class Writer:
         key, number = found
         if key != command.key:
             raise KeyConflict
-        version = self._ledger.version(number)
-        if version is None:
-            raise LookupError(f"version {number} of an idempotency key is missing")
-        facts = self._ledger.facts_by_id(version.births)
-        return Added(version, _in_order(facts.values()), replayed=True)
+        return replace(added_in(self._ledger, number), replayed=True)
 
     @contextmanager
     def _key_reserved(self, command: AddFacts) -> Iterator[None]:
@@ -350,6 +362,14 @@ class Writer:
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.fact_write.labels(stage).time():
             yield
+
+
+def added_in(ledger: Ledger, number: int) -> Added:
+    """What a version that a write made began to know."""
+    version = ledger.version(number)
+    if version is None:
+        raise LookupError(f"version {number} of an idempotency key is missing")
+    return Added(version, _in_order(ledger.facts_by_id(version.births).values()))
 
 
 def _superseded(facts: Sequence[NewFact], overlaps: Sequence[Overlap]) -> tuple[str, ...]:

@@ -52,6 +52,21 @@ def idempotency_key(
     return value
 
 
+def prefers_async(
+    value: Annotated[
+        list[str] | None,
+        Header(
+            alias="Prefer",
+            description="`respond-async`: answer at once with an operation to poll",
+            examples=["respond-async"],
+        ),
+    ] = None,
+) -> bool:
+    """Whether the client would rather not wait (RFC 7240); other preferences are not ours to honour."""
+    wishes = (wish for line in value or () for wish in line.split(","))
+    return any(wish.split(";")[0].strip().lower() == "respond-async" for wish in wishes)
+
+
 def actor(request: Request) -> str:
     """Who asks: the id of the API key, or anonymous on a server without keys."""
     return cast(str, request.scope.get("state", {}).get("actor", ANONYMOUS))
@@ -61,3 +76,4 @@ HostDep = Annotated[Host, Depends(get_host)]
 IfMatch = Annotated[int | None, Depends(if_match)]
 Key = Annotated[str | None, Depends(idempotency_key)]
 Actor = Annotated[str, Depends(actor)]
+PrefersAsync = Annotated[bool, Depends(prefers_async)]

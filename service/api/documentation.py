@@ -5,6 +5,19 @@ from typing import Any
 
 from service.problems import MEDIA_TYPE, Kind
 
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+REPLAYED = {"Idempotency-Replayed": _header("the key was used before: this is the answer of then", "true")}
+WRITTEN = {"Location": _header("where the fact is", "/facts/fact_3391b964df940d8b"), **REPLAYED}
+ACCEPTED = {
+    "Location": _header("where the operation is", "/operations/op_18a2f0c4d1e2b3a45f6e7d8c"),
+    "Preference-Applied": _header("what was preferred", "respond-async"),
+    "Retry-After": _header("seconds until it makes sense to ask", "1"),
+}
+
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
 

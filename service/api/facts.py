@@ -7,11 +7,13 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import Actor, HostDep, IfMatch, Key
-from service.api.documentation import answers
-from service.commands import Added, FactNotFound
+from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync
+from service.api.documentation import ACCEPTED, REPLAYED, WRITTEN, answers
+from service.api.operations import accepted
+from service.commands import Added, AddFacts, FactNotFound
 from service.fact_requests import add_command
 from service.fact_search import search
+from service.host import Host
 from service.ledger import START, FactState, Position
 from service.schemas.common import Page
 from service.schemas.facts import (
@@ -25,8 +27,9 @@ from service.schemas.facts import (
     FactRehearsed,
     FactRetracted,
     FactsFound,
-    FactWritten,
 )
+from service.schemas.operations import OperationOut
+from service.teaching import BATCH, CREATE, teach_later
 
 router = APIRouter(prefix="/facts", tags=["facts"])
 batches = APIRouter(tags=["facts"])
@@ -61,68 +64,76 @@ _TEACHING = (
     "",
     summary="Teach a fact",
     status_code=201,
-    response_model=FactCreated | FactRehearsed,
+    response_model=None,
     responses={
         200: {"model": FactRehearsed, "description": "A dry run: nothing was written"},
+        201: {"model": FactCreated, "description": "It is known", "headers": WRITTEN},
+        202: {"model": OperationOut, "description": "It will be written", "headers": ACCEPTED},
         **answers(*_TEACHING),
     },
 )
 async def create_fact(
-    asked: FactIn, host: HostDep, response: Response, expected: IfMatch, key: Key, actor: Actor
-) -> FactCreated | FactRehearsed:
+    asked: FactIn,
+    host: HostDep,
+    response: Response,
+    expected: IfMatch,
+    key: Key,
+    actor: Actor,
+    later: PrefersAsync,
+) -> FactCreated | FactRehearsed | OperationOut:
     """The fact is consolidated into weights, checked by generation, made durable and published;
-    only then comes the answer. A fact that is refused leaves no trace."""
+    only then comes the answer, unless the client would rather not wait. A fact that is refused leaves no
+    trace."""
     command = add_command([asked], host.runtime.num_layers, actor, key, expected)
+    if later:
+        return await _later(host, response, command, CREATE, asked.dry_run)
     if asked.dry_run:
         response.status_code = 200
-        rehearsed = await to_thread.run_sync(host.writer.rehearse, command)
-        return FactRehearsed(
-            weights_version=rehearsed.weights_version,
-            report=dict(rehearsed.reports[0]),
-            conflicts=list(rehearsed.conflicts),
-        )
+        return FactRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
     added = await to_thread.run_sync(host.writer.add, command)
-    (fact,) = added.facts
-    response.headers["Location"] = f"/facts/{fact.id}"
+    response.headers["Location"] = f"/facts/{added.facts[0].id}"
     _tell_replay(added, response)
-    return FactCreated(
-        id=fact.id,
-        weights_version=fact.version,
-        report=dict(fact.report),
-        superseded=list(added.superseded),
-    )
+    return FactCreated.of(added)
 
 
 @batches.post(
     "/facts:batch",
     summary="Teach facts in one version",
     status_code=201,
-    response_model=BatchCreated | BatchRehearsed,
+    response_model=None,
     responses={
         200: {"model": BatchRehearsed, "description": "A dry run: nothing was written"},
+        201: {"model": BatchCreated, "description": "All of them are known", "headers": REPLAYED},
+        202: {"model": OperationOut, "description": "They will be written", "headers": ACCEPTED},
         **answers(*_TEACHING, problems.SELF_CONTRADICTION),
     },
 )
 async def create_facts(
-    asked: BatchIn, host: HostDep, response: Response, expected: IfMatch, key: Key, actor: Actor
-) -> BatchCreated | BatchRehearsed:
+    asked: BatchIn,
+    host: HostDep,
+    response: Response,
+    expected: IfMatch,
+    key: Key,
+    actor: Actor,
+    later: PrefersAsync,
+) -> BatchCreated | BatchRehearsed | OperationOut:
     """All or nothing: one that is refused refuses the batch, and the problem says which and why."""
     command = add_command(asked.facts, host.runtime.num_layers, actor, key, expected, batch=True)
+    if later:
+        return await _later(host, response, command, BATCH, asked.dry_run)
     if asked.dry_run:
         response.status_code = 200
-        rehearsed = await to_thread.run_sync(host.writer.rehearse, command)
-        return BatchRehearsed(
-            weights_version=rehearsed.weights_version,
-            reports=[dict(report) for report in rehearsed.reports],
-            conflicts=list(rehearsed.conflicts),
-        )
+        return BatchRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
     added = await to_thread.run_sync(host.writer.add, command)
     _tell_replay(added, response)
-    return BatchCreated(
-        weights_version=added.version.version,
-        facts=[FactWritten(id=fact.id, report=dict(fact.report)) for fact in added.facts],
-        superseded=list(added.superseded),
-    )
+    return BatchCreated.of(added)
+
+
+async def _later(
+    host: Host, response: Response, command: AddFacts, action: str, dry_run: bool
+) -> OperationOut:
+    operation = await to_thread.run_sync(teach_later, host.operations, host.writer, command, action, dry_run)
+    return accepted(operation, response, host.version)
 
 
 def _tell_replay(added: Added, response: Response) -> None:

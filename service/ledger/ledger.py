@@ -156,6 +156,11 @@ class Ledger:
         with reading(self.engine) as connection:
             return queries.facts_by_id(connection, ids)
 
+    def expiring(self, until: str | None = None) -> list[tuple[str, str]]:
+        """When living facts expire (by `until`), and their ids, the next one first."""
+        with reading(self.engine) as connection:
+            return queries.expiring(connection, until)
+
     def find_key(self, actor: str, key: str) -> tuple[IdempotencyKey, int] | None:
         """An idempotency key that the actor used, and the version that it made."""
         table = tables.idempotency

@@ -58,6 +58,17 @@ def stored_fact(connection: Connection, fact_id: str) -> StoredFact | None:
     return found[0] if found else None
 
 
+def expiring(connection: Connection, until: str | None = None) -> list[tuple[str, str]]:
+    """When living facts are to be retracted by themselves, and their ids, the next one first; optionally
+    only those until a moment.
+    """
+    query = select(facts.c.expires_at, facts.c.id).join(_lives, _lives.c.fact_id == facts.c.id)
+    query = query.where(_lives.c.alive == 1, facts.c.expires_at.is_not(None))
+    if until is not None:
+        query = query.where(facts.c.expires_at <= until)
+    return [(at, id_) for at, id_ in connection.execute(query.order_by(facts.c.expires_at, facts.c.id))]
+
+
 def facts_by_id(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, Fact]:
     """Those of `ids` that there are; all facts without."""
     query = select(facts)

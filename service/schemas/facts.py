@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints
 
-from service.commands import OnConflict
+from service.commands import Added, OnConflict, Rehearsed
 from service.ledger import FactState, StoredFact
 from service.ledger.chain import canonical
 from service.schemas.common import In, Out, Printable
@@ -190,6 +190,17 @@ class FactCreated(Out):
     report: dict[str, Any]
     superseded: list[str] = Field(description="facts that said otherwise and are not known any more")
 
+    @classmethod
+    def of(cls, added: Added) -> "FactCreated":
+        """What the writer did."""
+        (fact,) = added.facts
+        return cls(
+            id=fact.id,
+            weights_version=fact.version,
+            report=dict(fact.report),
+            superseded=list(added.superseded),
+        )
+
 
 class FactWritten(Out):
     """One fact of a batch."""
@@ -205,6 +216,15 @@ class BatchCreated(Out):
     facts: list[FactWritten]
     superseded: list[str] = Field(description="facts that said otherwise and are not known any more")
 
+    @classmethod
+    def of(cls, added: Added) -> "BatchCreated":
+        """What the writer did."""
+        return cls(
+            weights_version=added.version.version,
+            facts=[FactWritten(id=fact.id, report=dict(fact.report)) for fact in added.facts],
+            superseded=list(added.superseded),
+        )
+
 
 class BatchRehearsed(Out):
     """A dry run: nothing was written."""
@@ -213,6 +233,15 @@ class BatchRehearsed(Out):
     weights_version: int
     reports: list[dict[str, Any]]
     conflicts: list[str] = Field(description="stored facts that say otherwise")
+
+    @classmethod
+    def of(cls, rehearsed: Rehearsed) -> "BatchRehearsed":
+        """What the writer measured."""
+        return cls(
+            weights_version=rehearsed.weights_version,
+            reports=[dict(report) for report in rehearsed.reports],
+            conflicts=list(rehearsed.conflicts),
+        )
 
 
 class FactMatch(Out):
@@ -240,6 +269,16 @@ class FactRehearsed(Out):
     weights_version: int
     report: dict[str, Any]
     conflicts: list[str] = Field(description="stored facts that say otherwise")
+
+    @classmethod
+    def of(cls, rehearsed: Rehearsed) -> "FactRehearsed":
+        """What the writer measured."""
+        (report,) = rehearsed.reports
+        return cls(
+            weights_version=rehearsed.weights_version,
+            report=dict(report),
+            conflicts=list(rehearsed.conflicts),
+        )
 
 
 class FactRetracted(Out):

@@ -1,0 +1,45 @@
+"""Facts by request: at once, or as an operation."""
+
+import threading
+from dataclasses import replace
+
+from pydantic import BaseModel
+
+from service.commands import Added, AddFacts
+from service.ledger import IdempotencyKey, Ledger
+from service.ledger.operations import Operation
+from service.operations import Operations
+from service.schemas.facts import BatchCreated, BatchRehearsed, FactCreated, FactRehearsed
+from service.schemas.versions import VersionOut
+from service.writer import Writer, added_in
+
+CREATE, BATCH, FOLD = "facts.create", "facts.batch", "versions.fold"
+
+
+def teach_later(
+    operations: Operations, writer: Writer, command: AddFacts, action: str, dry_run: bool
+) -> Operation:
+    """The command as an operation; raises as `Operations.submit`."""
+
+    def work(key: IdempotencyKey, cancelled: threading.Event) -> BaseModel:
+        return _taught(writer, replace(command, key=key, cancelled=cancelled), action, dry_run)
+
+    request = {"facts": [dict(fact.document) for fact in command.facts], "dry_run": dry_run}
+    return operations.submit(command.actor, action, request, command.key, work)
+
+
+def _taught(writer: Writer, command: AddFacts, action: str, dry_run: bool) -> BaseModel:
+    if dry_run:
+        rehearsed = writer.rehearse(command)
+        return FactRehearsed.of(rehearsed) if action == CREATE else BatchRehearsed.of(rehearsed)
+    return _answer(action, writer.add(command))
+
+
+def _answer(action: str, added: Added) -> BaseModel:
+    return FactCreated.of(added) if action == CREATE else BatchCreated.of(added)
+
+
+def recalled(ledger: Ledger, action: str, version: int) -> BaseModel:
+    """The answer to a write of `action` that made `version`."""
+    added = added_in(ledger, version)
+    return VersionOut.of(added.version) if action == FOLD else _answer(action, added)
