@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from npt_core import consolidation, engine
-from service import blobs, commands, ledger, storage
+from service import access, blobs, commands, ledger, storage
 from service.request_errors import FailedGeneration, MalformedHeader, VersionNotReached
 from service.schemas.problem import FieldProblem, Problem
 
@@ -73,6 +73,9 @@ NOT_REACHED = Kind(
     retry=True,
 )
 READ_ONLY = Kind("npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written")
+UNAUTHENTICATED = Kind("npt:unauthenticated", HTTPStatus.UNAUTHORIZED, "A valid API key is needed")
+FORBIDDEN = Kind("npt:forbidden", HTTPStatus.FORBIDDEN, "The API key does not allow this")
+RATE = Kind("npt:rate-limited", HTTPStatus.TOO_MANY_REQUESTS, "The API key allows no more requests now")
 CONTRADICTION = Kind(
     "npt:fact-conflict", HTTPStatus.CONFLICT, "A stored fact answers the same question otherwise"
 )
@@ -130,6 +133,10 @@ TABLE: Mapping[type[Exception], Kind] = {
     commands.KeyInFlight: KEY_IN_FLIGHT,
     commands.InvalidField: INVALID,
     commands.TooManyWrites: OVERLOADED,
+    access.NotAuthenticated: UNAUTHENTICATED,
+    access.ScopeMissing: FORBIDDEN,
+    access.RateExceeded: RATE,
+    access.ConcurrencyExceeded: RATE,
     commands.Contradiction: CONTRADICTION,
     commands.SelfContradiction: SELF_CONTRADICTION,
     commands.RefusedInBatch: NOT_RECALLED,
@@ -225,6 +232,15 @@ def respond(request: Request, problem: Problem, headers: Mapping[str, str] = {})
         media_type=MEDIA_TYPE,
         headers={**retry, **headers},
     )
+
+
+def access_headers(error: Exception) -> dict[str, str]:
+    """What HTTP wants beside a refusal."""
+    if isinstance(error, access.NotAuthenticated):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, access.RateExceeded | access.ConcurrencyExceeded):
+        return {"Retry-After": str(error.retry_after_s)}
+    return {}
 
 
 def for_status(status: int, detail: str | None = None) -> Problem:

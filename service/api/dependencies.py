@@ -1,12 +1,15 @@
 """What endpoints ask for."""
 
 import re
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
+from service.access import ScopeMissing
 from service.host import Host
 from service.ledger import ANONYMOUS
+from service.ledger.api_keys import Scope as KeyScope
 from service.request_errors import MalformedHeader
 
 _VERSION = re.compile(r'"(\d{1,18})"')
@@ -70,6 +73,26 @@ def prefers_async(
 def actor(request: Request) -> str:
     """Who asks: the id of the API key, or anonymous on a server without keys."""
     return cast(str, request.scope.get("state", {}).get("actor", ANONYMOUS))
+
+
+_BEARER = HTTPBearer(auto_error=False, description="an API key; see `npt keys`")
+
+
+def scoped(
+    needed: SecurityScopes,
+    request: Request,
+    _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> None:
+    """Raises `ScopeMissing` unless the key has every scope, or the server has no keys."""
+    key = request.scope.get("state", {}).get("key")
+    for scope in map(KeyScope, needed.scopes):
+        if key is not None and not key.allows(scope):
+            raise ScopeMissing(scope)
+
+
+def needs(*scopes: KeyScope) -> Any:
+    """A dependency of endpoints that need these scopes."""
+    return Security(scoped, scopes=list(scopes))
 
 
 HostDep = Annotated[Host, Depends(get_host)]

@@ -9,6 +9,7 @@ from service.cli import (
     evaluate,
     facts,
     generate,
+    keys,
     ledger,
     openapi,
     serve,
@@ -31,6 +32,7 @@ app.command("bench")(bench.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
+app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")

@@ -86,13 +86,13 @@ def compact_versions(
 
 
 @contextmanager
-def _opened(data: Path | None, alone: bool = False) -> Iterator[tuple["Ledger", "Blobs"]]:
-    """Ledger and blobs of the settings; with `alone` the folder is locked against a server."""
+def opened(data: Path | None, alone: bool = False) -> Iterator["Ledger"]:
+    """The ledger of the settings; with `alone` the folder is locked against a server."""
     from service.archive import ArchiveError
     from service.blobs import BlobError
     from service.cli.serving import read_settings
     from service.compaction import NothingToCompact
-    from service.host import open_blobs, open_ledger
+    from service.host import open_ledger
     from service.ledger import FolderLock, LedgerError
     from service.storage import StorageError, make_private_folder
 
@@ -103,8 +103,17 @@ def _opened(data: Path | None, alone: bool = False) -> Iterator[tuple["Ledger", 
         lock = FolderLock(settings.data) if alone else None
         ledger = open_ledger(settings)
         try:
-            yield ledger, open_blobs(settings)
+            yield ledger
         finally:
             ledger.close()
             if lock is not None:
                 lock.release()
+
+
+@contextmanager
+def _opened(data: Path | None, alone: bool = False) -> Iterator[tuple["Ledger", "Blobs"]]:
+    from service.cli.serving import read_settings
+    from service.host import open_blobs
+
+    with opened(data, alone) as ledger:
+        yield ledger, open_blobs(read_settings(data=data))
