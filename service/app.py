@@ -8,10 +8,11 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import problems
-from service.api import facts, generate, health, operations, versions
+from service.api import audit, facts, generate, health, operations, versions
 from service.api.documentation import answers
 from service.host import Host
 from service.middleware.access_log import AccessLog
+from service.middleware.authentication import Authentication
 from service.middleware.body_limit import BodyLimit
 from service.middleware.failures import Failures
 from service.middleware.local_names import LocalNames
@@ -43,9 +44,12 @@ def create_api() -> FastAPI:
         facts.router,
         versions.router,
         operations.router,
-        health.router,
+        audit.router,
     ):
-        app.include_router(router)
+        app.include_router(
+            router, responses=answers(problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.RATE)
+        )
+    app.include_router(health.router)
     problems.install(app)
     return app
 
@@ -68,7 +72,8 @@ def create_app(host: Host) -> FastAPI:
         Middleware(AccessLog, metrics=host.metrics),
         Middleware(Failures),
         Middleware(Version, current=lambda: host.version),
-        *([] if host.settings.allow_unauthenticated else [Middleware(LocalNames)]),
+        *([] if host.settings.allow_unauthenticated else [Middleware(LocalNames, access=host.access)]),
+        Middleware(Authentication, access=host.access, metrics=host.metrics),
         Middleware(BodyLimit, limit=host.settings.max_body_bytes),
     ]
     return app

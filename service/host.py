@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Protocol
 
 from npt_core.engine import Engine, EngineConfig, StepRunner, alone
+from service.access import Access
 from service.blobs import Blobs, BlobUnavailable, FolderBlobs
 from service.housekeeping import Expiry, Housekeeping
 from service.ledger import FolderLock, Ledger, sqlite_url
+from service.ledger.api_keys import ApiKeys
 from service.metrics import Metrics
 from service.operations import Operations
 from service.replica import Replica
 from service.runtime import Runtime
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.storage import make_private_folder
 from service.teaching import recalled
 from service.version_gate import VersionGate
@@ -45,6 +47,7 @@ class Host:
     housekeeping: Housekeeping
     gate: VersionGate
     metrics: Metrics
+    access: Access
     lock: FolderLock
 
     @property
@@ -78,6 +81,7 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
     Raises:
         LedgerError, BlobError, StorageError: the data folder, the database or the object store cannot be
             used.
+        Unguarded: there are no API keys, and other machines would reach the server.
         npt_core.checkpoint.CheckpointError: the checkpoint cannot.
     """
     make_private_folder(settings.data)
@@ -85,12 +89,29 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
     try:
         # A damaged ledger is told at once, not after the model took its time to load.
         ledger = open_ledger(settings)
+        access = Access(ApiKeys(ledger))
+        _refuse_to_serve_strangers(settings, access)
         blobs = open_blobs(settings)
         runtime, runner, replica = alone(_prepared, settings, load_runtime, ledger, blobs)
-        return _assemble(settings, runtime, runner, ledger, blobs, replica, lock)
+        return _assemble(settings, runtime, runner, ledger, blobs, replica, access, lock)
     except BaseException:
         lock.release()
         raise
+
+
+class Unguarded(Exception):
+    """Other machines would reach a server that asks nobody for a key."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"host {host} is reachable from other machines and there are no API keys: make one (npt keys "
+            "create), bind 127.0.0.1, or set NPT_ALLOW_UNAUTHENTICATED=1 if that is what you want"
+        )
+
+
+def _refuse_to_serve_strangers(settings: Settings, access: Access) -> None:
+    if not (access.demanded or settings.allow_unauthenticated or is_loopback(settings.host)):
+        raise Unguarded(settings.host)
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -128,6 +149,7 @@ def _assemble(
     ledger: Ledger,
     blobs: Blobs,
     replica: Replica,
+    access: Access,
     lock: FolderLock,
 ) -> Host:
     bank, metrics = runtime.bank, Metrics()
@@ -159,7 +181,18 @@ def _assemble(
     expiry = Expiry(ledger, writer, lambda: bank.version)
     housekeeping = Housekeeping([expiry.tick, operations.tick])
     host = Host(
-        settings, runtime, engine, ledger, replica, writer, operations, housekeeping, gate, metrics, lock
+        settings,
+        runtime,
+        engine,
+        ledger,
+        replica,
+        writer,
+        operations,
+        housekeeping,
+        gate,
+        metrics,
+        access,
+        lock,
     )
     _published(host)
     _watch(host)

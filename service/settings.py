@@ -4,7 +4,7 @@ import ipaddress
 import re
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.ledger.database import parsed
@@ -14,8 +14,7 @@ class Settings(BaseSettings):
     """Frozen once read. Flags win over the environment, the environment over the defaults.
 
     Raises:
-        pydantic.ValidationError: a value out of range, or an address that other machines reach
-            while nothing guards it.
+        pydantic.ValidationError: a value out of range.
     """
 
     model_config = SettingsConfigDict(env_prefix="NPT_", frozen=True, extra="ignore")
@@ -82,15 +81,6 @@ class Settings(BaseSettings):
         if url is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", url):
             raise ValueError("must be s3://bucket or s3://bucket/prefix")
         return url
-
-    @model_validator(mode="after")
-    def _refuse_to_serve_strangers(self) -> "Settings":
-        if not self.allow_unauthenticated and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host} is reachable from other machines and no API keys are set: "
-                "bind 127.0.0.1, or set NPT_ALLOW_UNAUTHENTICATED=1 if that is what you want"
-            )
-        return self
 
 
 def is_loopback(host: str) -> bool:

@@ -3,13 +3,13 @@
 import re
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Header, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.access import ScopeMissing
 from service.host import Host
 from service.ledger import ANONYMOUS
-from service.ledger.api_keys import Scope as KeyScope
+from service.ledger.api_keys import Scope
 from service.request_errors import MalformedHeader
 
 _VERSION = re.compile(r'"(\d{1,18})"')
@@ -78,21 +78,20 @@ def actor(request: Request) -> str:
 _BEARER = HTTPBearer(auto_error=False, description="an API key; see `npt keys`")
 
 
-def scoped(
-    needed: SecurityScopes,
-    request: Request,
-    _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-) -> None:
-    """Raises `ScopeMissing` unless the key has every scope, or the server has no keys."""
-    key = request.scope.get("state", {}).get("key")
-    for scope in map(KeyScope, needed.scopes):
+def needs(read: Scope, write: Scope) -> Any:
+    """A dependency of endpoints: a key needs one scope to read (GET), another to write.
+
+    Raises `ScopeMissing`; a server without keys asks for none.
+    """
+
+    def check(
+        request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> None:
+        key, scope = request.scope.get("state", {}).get("key"), read if request.method == "GET" else write
         if key is not None and not key.allows(scope):
             raise ScopeMissing(scope)
 
-
-def needs(*scopes: KeyScope) -> Any:
-    """A dependency of endpoints that need these scopes."""
-    return Security(scoped, scopes=list(scopes))
+    return Depends(check)
 
 
 HostDep = Annotated[Host, Depends(get_host)]

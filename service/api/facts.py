@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync
+from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs
 from service.api.documentation import ACCEPTED, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
 from service.commands import Added, AddFacts, FactNotFound
@@ -15,6 +15,7 @@ from service.fact_requests import add_command
 from service.fact_search import search
 from service.host import Host
 from service.ledger import START, FactState, Position
+from service.ledger.api_keys import Scope
 from service.schemas.common import Page
 from service.schemas.facts import (
     MAX_QUESTION,
@@ -31,8 +32,9 @@ from service.schemas.facts import (
 from service.schemas.operations import OperationOut
 from service.teaching import BATCH, CREATE, teach_later
 
-router = APIRouter(prefix="/facts", tags=["facts"])
-batches = APIRouter(tags=["facts"])
+_SCOPES = [needs(Scope.FACTS_READ, Scope.FACTS_WRITE)]
+router = APIRouter(prefix="/facts", tags=["facts"], dependencies=_SCOPES)
+batches = APIRouter(tags=["facts"], dependencies=_SCOPES)
 
 MAX_PAGE = 1000
 MAX_FOUND = 100

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Request, Response
 from npt_core.engine import Stream
 from service import problems
 from service.answers import StreamedAnswer, whole
-from service.api.dependencies import HostDep
+from service.api.dependencies import HostDep, needs
 from service.api.documentation import answers
 from service.generation import admit
+from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
 from service.schemas.generate import GenerateIn, GenerateOut
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], dependencies=[needs(Scope.GENERATE, Scope.GENERATE)])
 
 _EVENTS = {
     "description": "The answer; with `stream`, events `token`, then `done` or `error`.",

@@ -6,14 +6,19 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import HostDep
+from service.api.dependencies import HostDep, needs
 from service.api.documentation import answers
 from service.ledger import Position
+from service.ledger.api_keys import Scope
 from service.ledger.operations import OPEN, Operation, OperationState
 from service.schemas.common import Page
 from service.schemas.operations import OperationOut
 
-router = APIRouter(prefix="/operations", tags=["operations"])
+router = APIRouter(
+    prefix="/operations",
+    tags=["operations"],
+    dependencies=[needs(Scope.FACTS_READ, Scope.FACTS_WRITE)],
+)
 
 MAX_PAGE = 1000
 POLL_S = 1

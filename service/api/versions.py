@@ -7,14 +7,19 @@ from fastapi import APIRouter, Path, Query
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import Actor, HostDep, IfMatch
+from service.api.dependencies import Actor, HostDep, IfMatch, needs
 from service.api.documentation import answers
 from service.commands import UnknownVersion
 from service.ledger import Position
+from service.ledger.api_keys import Scope
 from service.schemas.common import Page
 from service.schemas.versions import Activated, VersionAnswer, VersionOut
 
-router = APIRouter(prefix="/versions", tags=["versions"])
+router = APIRouter(
+    prefix="/versions",
+    tags=["versions"],
+    dependencies=[needs(Scope.FACTS_READ, Scope.VERSIONS_WRITE)],
+)
 
 MAX_PAGE = 1000
 Number = Annotated[int, Path(ge=0, lt=2**63)]

@@ -7,12 +7,12 @@ had keys once never answers strangers again.
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from secrets import token_hex, token_urlsafe
 
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import Executable, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger.database import reading, writing
@@ -98,7 +98,7 @@ class ApiKeys:
             expires_at=expires_at,
             revoked_at=None,
         )
-        row = {field: getattr(key, field) for field in key.__slots__} | {"scopes": json.dumps(sorted(key.scopes))}
+        row = asdict(key) | {"scopes": json.dumps(sorted(key.scopes))}
         detail = {"name": name, "scopes": sorted(key.scopes)}
         self._write(insert(api_keys).values(row), actor, "key.create", key.id, detail)
         return key, secret
@@ -113,11 +113,13 @@ class ApiKeys:
             self._write(change, actor, "key.revoke", key_id, {})
         return {key.id: key for key in self.all()}[key_id]
 
-    def _write(self, statement: object, actor: str, action: str, target: str, detail: dict[str, object]) -> None:
+    def _write(
+        self, statement: Executable, actor: str, action: str, target: str, detail: Mapping[str, object]
+    ) -> None:
         for attempt in range(ATTEMPTS):
             try:
                 with writing(self._engine) as connection:
-                    connection.execute(statement)  # type: ignore[call-overload]
+                    connection.execute(statement)
                     record(connection, actor, action, target, detail)
                 return
             except IntegrityError:  # somebody else added to the audit at the same moment

@@ -1,7 +1,8 @@
 import pytest
-from pydantic import ValidationError
 
+from service.host import Unguarded
 from service.settings import Settings, is_loopback
+from tests.service.conftest import OpenHost
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -11,11 +12,10 @@ def test_loopback_is_served_without_keys(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com", ""])
-def test_other_machines_are_served_only_on_demand(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="reachable from other machines"):
-        Settings(host=host)
-    monkeypatch.setenv("NPT_ALLOW_UNAUTHENTICATED", "1")
-    assert Settings(host=host).host == host
+def test_other_machines_are_served_with_keys_or_on_demand(host_of: OpenHost, host: str) -> None:
+    with pytest.raises(Unguarded, match="reachable from other machines"):
+        host_of(host=host)
+    assert host_of(host=host, allow_unauthenticated=True).version == 0
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,9 @@ async def test_unexpected_error_tells_nothing_but_its_name(
 def test_problem_types_are_stable() -> None:
     assert {kind.type: int(kind.status) for kind in problems.kinds()} == {
         "npt:malformed-request": 400,
+        "npt:unauthenticated": 401,
+        "npt:forbidden": 403,
+        "npt:rate-limited": 429,
         "npt:not-found": 404,
         "npt:fact-not-found": 404,
         "npt:version-gone": 410,
