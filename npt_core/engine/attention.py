@@ -1,14 +1,17 @@
-"""Keys and values in pages, and attention of a flattened batch over them.
+"""Keys and values in pages on a CPU, and attention of a flattened batch over them.
 
-On a CPU one attention a sequence, on its keys and values where they lie, is faster than a padded
+One attention a sequence, on its keys and values where they lie, is faster than a padded
 batch with a mask: nothing is copied, and nothing is computed for padding.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.engine.batch import Batch, Segment
+from npt_core.engine.forward import Attend
 from npt_core.engine.page_table import PAGE
 
 
@@ -16,9 +19,17 @@ class KeyValues:
     """Keys and values of every layer, in `num_pages * PAGE` slots of `[kv_heads, head_dim]`."""
 
     def __init__(
-        self, layers: int, num_pages: int, heads: int, kv_heads: int, like: Tensor, width: int
+        self,
+        layers: int,
+        num_pages: int,
+        heads: int,
+        kv_heads: int,
+        like: Tensor,
+        width: int,
+        scale: float,
     ) -> None:
         slots = num_pages * PAGE
+        self._like, self._scale = like, scale
         self._groups = heads // kv_heads
         self._kv_heads, self._width = kv_heads, width
         # Zeros, because a masked score is multiplied with whatever is here. Untouched memory of
@@ -39,10 +50,11 @@ class KeyValues:
         for memory, new in zip(self._slots[layer], (keys, values), strict=True):
             memory.index_copy_(0, slots, new)
 
-    def attend(
-        self, layer: int, batch: Batch, masks: list[Tensor | None], queries: Tensor, scale: float
-    ) -> Tensor:
-        """Attention of `queries` `[rows, heads, head_dim]`; `[rows, heads * head_dim]`."""
+    def attending(self, batch: Batch) -> Attend:
+        """Attention of the rows of `batch`; see `forward.Memory`."""
+        return partial(self._attend, batch, [self._mask(segment) for segment in batch.segments])
+
+    def _attend(self, batch: Batch, masks: list[Tensor | None], layer: int, queries: Tensor) -> Tensor:
         # Heads that share keys are further queries of one head: keys are not repeated.
         grouped = queries.view(-1, self._kv_heads, self._groups, self._width)
         outputs = []
@@ -51,20 +63,20 @@ class KeyValues:
             q = grouped.narrow(0, segment.first, segment.rows)
             if segment.rows > 1:  # one row lies as attention wants it
                 q = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, -1, self._width)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
             by_head = mixed.view(self._kv_heads, self._groups, segment.rows, self._width)
             outputs.append(by_head.permute(2, 0, 1, 3))
         outputs += outputs[-1:] * batch.copies
         return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(queries.shape[0], -1)
 
-    def mask(self, segment: Segment, like: Tensor) -> Tensor | None:
+    def _mask(self, segment: Segment) -> Tensor | None:
         """What is added to the scores `[groups * rows, length]` of a segment; None where it sees all."""
         if segment.rows == 1:
             return None
-        seen = torch.arange(segment.length, device=like.device)
-        position = torch.arange(segment.start, segment.start + segment.rows, device=like.device)
+        seen = torch.arange(segment.length)
+        position = torch.arange(segment.start, segment.start + segment.rows)
         hidden = seen[None] > position[:, None]
-        blank = like.new_zeros(segment.rows, segment.length).masked_fill_(hidden, float("-inf"))
+        blank = self._like.new_zeros(segment.rows, segment.length).masked_fill_(hidden, float("-inf"))
         return blank.repeat(self._groups, 1)
 
 
@@ -73,4 +85,4 @@ def _read(memory: Tensor, segment: Segment) -> Tensor:
     slots = segment.slots
     if isinstance(slots, int):
         return memory.narrow(2, slots, segment.length)
-    return memory.index_select(2, slots.to(memory.device))
+    return memory.index_select(2, slots)

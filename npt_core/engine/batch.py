@@ -1,4 +1,4 @@
-"""The spans of a step as tensors: one row a token, sequences one after the other."""
+"""The spans of a step as tensors on a CPU: one row a token, sequences one after the other."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ class Batch:
     copies: int
 
     @classmethod
-    def of(cls, spans: Seq[Span], device: torch.device) -> "Batch":
+    def of(cls, spans: Seq[Span]) -> "Batch":
         """The batch of a step's spans, in their order."""
         rows, segments, samples = _Rows(), list[Segment](), list[int]()
         for span in spans:
@@ -85,15 +85,15 @@ class Batch:
         copies = max(MIN_ROWS - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
-        whole = torch.tensor([rows.ids, rows.positions, rows.slots], device=device)
+        whole = torch.tensor([rows.ids, rows.positions, rows.slots])
         return cls(
             ids=whole[0],
             positions=whole[1],
             slots=whole[2],
-            versions=_versions(rows.versions, device),
-            scales=_scales(rows.scales, device),
+            versions=_versions(rows.versions),
+            scales=_scales(rows.scales),
             segments=segments,
-            samples=torch.tensor(samples, dtype=torch.int64, device=device),
+            samples=torch.tensor(samples, dtype=torch.int64),
             copies=copies,
         )
 
@@ -142,11 +142,11 @@ def _segment(sequence: Sequence, first: int, start: int, end: int) -> Segment:
     return Segment(first, end - start, start, length, slots[:length])
 
 
-def _versions(versions: list[int], device: torch.device) -> int | Tensor:
-    return versions[0] if len(set(versions)) == 1 else torch.tensor(versions, device=device)
+def _versions(versions: list[int]) -> int | Tensor:
+    return versions[0] if len(set(versions)) == 1 else torch.tensor(versions)
 
 
-def _scales(scales: list[float | None], device: torch.device) -> float | Tensor | None:
+def _scales(scales: list[float | None]) -> float | Tensor | None:
     if len(set(scales)) == 1:
         return scales[0]
-    return torch.tensor([[1.0 if scale is None else scale] for scale in scales], device=device)
+    return torch.tensor([[1.0 if scale is None else scale] for scale in scales])

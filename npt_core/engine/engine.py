@@ -45,6 +45,10 @@ class StepRunner(Protocol):
         """Pages of keys and values that it can hold."""
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+
+    @property
     def max_positions(self) -> int:
         """Prompt and new tokens together never exceed this, nor what all pages hold."""
 
@@ -94,7 +98,7 @@ class Engine:
         self._eos = frozenset(eos_token_ids)
         self._config = config
         self._background = Background(config.writers_share, self._due)
-        self.pages = PageTable(runner.num_pages)
+        self.pages = PageTable(runner.num_pages, runner.page_size)
         self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
         draft_tokens = runner.draft_tokens if config.drafts else 0
         limits = Limits(config.max_running, config.batch_tokens, draft_tokens)

@@ -3,23 +3,29 @@
 from collections.abc import Iterable
 
 PAGE = 16
-"""Tokens a page. Rows of attention come out the same, bit for bit, however a prompt is cut into
-multiples of 16; and a sequence wastes 8 tokens on average.
+"""Tokens a page on a CPU; and everywhere, prompts are cut into chunks at multiples of it. Rows of
+attention come out the same, bit for bit, however a prompt is cut so; and a sequence wastes 8 tokens
+on average.
 """
 
 
-def pages_for(tokens: int) -> int:
-    """Pages that hold `tokens` tokens."""
-    return -(-tokens // PAGE)
+def pages_for(tokens: int, page_size: int = PAGE) -> int:
+    """Pages of `page_size` tokens that hold `tokens` tokens."""
+    return -(-tokens // page_size)
 
 
 class PageTable:
-    """Pages 0 to `size - 1`, each free or held by at least one owner. No page is ever lost."""
+    """Pages 0 to `size - 1` of `page_size` tokens, each free or held by at least one owner. No page is
+    ever lost.
+    """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, page_size: int = PAGE) -> None:
         if size < 1:
             raise ValueError("there must be at least 1 page")
+        if page_size < PAGE or page_size % PAGE:
+            raise ValueError(f"a page must hold a multiple of {PAGE} tokens")
         self.size = size
+        self.page_size = page_size
         self._refs = [0] * size
         self._free = bytearray(b"\1" * size)
         self._num_free = size
@@ -28,6 +34,10 @@ class PageTable:
     def free(self) -> int:
         """Pages that nobody holds."""
         return self._num_free
+
+    def needed(self, tokens: int) -> int:
+        """Pages that hold `tokens` tokens."""
+        return pages_for(tokens, self.page_size)
 
     def references(self, page: int) -> int:
         """How many hold `page`."""

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from npt_core.engine.page_table import PAGE, PageTable
+from npt_core.engine.page_table import PageTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class PrefixCache:
         holds too, and its last node.
         """
         found: list[tuple[tuple[Hashable, tuple[int, ...]], _Entry]] = []
-        node = root
-        for start in range(0, len(tokens) - PAGE + 1, PAGE):
-            key = (node, tuple(tokens[start : start + PAGE]))
+        node, page_size = root, self._pages.page_size
+        for start in range(0, len(tokens) - page_size + 1, page_size):
+            key = (node, tuple(tokens[start : start + page_size]))
             entry = self._entries.get(key)
             if entry is None:
                 break

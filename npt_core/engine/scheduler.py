@@ -1,7 +1,7 @@
 """Who computes what in the next step: first come, first served, and nobody waits for a batch.
 
 Running sequences decode one token a step; what is left of the token budget prefills prompts in
-chunks of whole pages. Where pages run out, the sequence that came last gives up its own and is
+chunks of multiples of `PAGE`. Where pages run out, the sequence that came last gives up its own and is
 computed again later.
 """
 
@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from npt_core.engine.page_table import PAGE, PageTable, pages_for
+from npt_core.engine.page_table import PAGE, PageTable
 from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.sequence import Sequence, Span
 
@@ -20,7 +20,7 @@ EVICTIONS = 2
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`max_running` sequences at once; prefill and decoding share `batch_tokens` a step, of which
-    prefill always gets at least one page. One that decodes alone guesses up to `draft_tokens` more.
+    prefill always gets at least `PAGE`. One that decodes alone guesses up to `draft_tokens` more.
     """
 
     max_running: int
@@ -87,9 +87,10 @@ class Scheduler:
         for span in spans:
             sequence = span.sequence
             sequence.computed = span.end
-            while PAGE * (sequence.cached + 1) <= min(span.end, sequence.prompt_length):
-                start = PAGE * sequence.cached
-                tokens = sequence.tokens[start : start + PAGE]
+            page_size = self._pages.page_size
+            while page_size * (sequence.cached + 1) <= min(span.end, sequence.prompt_length):
+                start = page_size * sequence.cached
+                tokens = sequence.tokens[start : start + page_size]
                 sequence.node = self._cache.insert(sequence.node, tokens, sequence.pages[sequence.cached])
                 sequence.cached += 1
 
@@ -105,7 +106,9 @@ class Scheduler:
         """Beside one row, a few more cost little; in company they would take others' time."""
         if len(spans) != 1 or spans[0].rows > 1:
             return spans
-        return [replace(spans[0], draft=spans[0].sequence.draft(self._limits.draft_tokens))]
+        sequence = spans[0].sequence
+        draft = sequence.draft(self._limits.draft_tokens, self._pages.page_size * len(sequence.pages))
+        return [replace(spans[0], draft=draft)]
 
     def _plan_prefill(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
         """Plan the next chunk of a prompt, in at most `left` rows; returns its rows."""
@@ -130,12 +133,12 @@ class Scheduler:
         reusable = sequence.tokens[: sequence.prompt_length - 1]
         pages, node = self._cache.match(sequence.cache_root, reusable)
         sequence.pages, sequence.node, sequence.cached = pages, node, len(pages)
-        sequence.computed = PAGE * len(pages)
-        most = pages_for(sequence.limit) - len(pages)
-        needed = sequence.pages_needed - len(pages)
+        sequence.computed = self._pages.page_size * len(pages)
+        most = self._pages.needed(sequence.limit) - len(pages)
+        needed = self._pages.needed(len(sequence.tokens)) - len(pages)
         # Keys and values that lie in one piece are read without a copy.
         pages += self._take_run(most) or self._pages.take_run(needed)
-        while len(pages) < sequence.pages_needed:
+        while len(pages) < self._pages.needed(len(sequence.tokens)):
             page = self._take(pages[-1] if pages else None)
             if page is None:
                 self._release(sequence)
@@ -148,7 +151,7 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, spans: dict[int, Span]) -> bool:
         """A page for the next token, at the cost of whoever came last; False if that is itself."""
-        while len(sequence.pages) < sequence.pages_needed:
+        while len(sequence.pages) < self._pages.needed(len(sequence.tokens)):
             page = self._take(sequence.pages[-1])
             if page is not None:
                 sequence.pages.append(page)
@@ -178,9 +181,10 @@ class Scheduler:
     def _trim(self) -> bool:
         """Take back pages that a sequence was given ahead of its need."""
         for sequence in reversed(self._running):
-            spare = sequence.pages[sequence.pages_needed :]
+            needed = self._pages.needed(len(sequence.tokens))
+            spare = sequence.pages[needed:]
             if spare:
-                del sequence.pages[sequence.pages_needed :]
+                del sequence.pages[needed:]
                 self._pages.release(spare)
                 return True
         return False

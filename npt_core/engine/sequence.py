@@ -58,15 +58,11 @@ class Sequence:
         """Whether part of the prompt is still to be computed."""
         return self.computed < self.prompt_length
 
-    @property
-    def pages_needed(self) -> int:
-        """Pages for the tokens so far."""
-        return pages_for(len(self.tokens))
-
-    def draft(self, most: int) -> tuple[int, ...]:
-        """A guess of the next tokens, as far as there is room for them and for the one after them."""
-        length = len(self.tokens)
-        room = min(self.limit - 1, PAGE * len(self.pages)) - length
+    def draft(self, most: int, held: int) -> tuple[int, ...]:
+        """A guess of the next tokens, as far as there is room for them and for the one after them, while
+        its pages hold `held` tokens.
+        """
+        room = min(self.limit - 1, held) - len(self.tokens)
         return tuple(self.lookup.draft(self.tokens, min(most, room)))
 
     def reset(self) -> None:
@@ -80,7 +76,7 @@ class Sequence:
 class Span:
     """The tokens `start` to `end` of a sequence, computed in one step.
 
-    The prompt's part starts at a page's border. `samples` is whether the span reaches the last
+    The prompt's part starts at a multiple of `PAGE`. `samples` is whether the span reaches the last
     token, so that its logits give the next one. After it come rows for `draft`, a guess of that one and
     those after it: as far as it is right, the logits of its rows give one more token each.
     """
@@ -96,7 +92,9 @@ class Span:
 
     @property
     def rows(self) -> int:
-        """Rows it takes in the batch without its draft: the prompt's part is computed in whole pages."""
+        """Rows it takes in the batch without its draft, at most: a CPU computes the prompt's part in
+        multiples of `PAGE`.
+        """
         prompt_end = min(self.end, self.sequence.prompt_length)
         if self.start >= prompt_end:
             return self.end - self.start

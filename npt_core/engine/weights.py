@@ -1,9 +1,10 @@
 """The matrices of a model, laid out for flattened batches of tokens.
 
 Maps that read the same input become one matrix `[in, out]`: fewer, larger products, and rows of a
-product come out the same, bit for bit, whatever the other rows are (see `MAX_ROWS`). These are
-copies of the model's weights, so they take that memory again; `ModelWeights.refresh` copies anew
-what was changed in place.
+product come out the same, bit for bit, whatever the other rows are (see `MAX_ROWS`). On a CPU these
+are copies of the model's weights, so they take that memory again; `ModelWeights.refresh` copies anew
+what was changed in place. On a GPU, where memory is short and a product reads a matrix as fast either
+way, the model's own weights become parts of the fused matrices instead.
 """
 
 import math
@@ -35,14 +36,19 @@ class Fused:
                 raise UnsupportedModel(f"{type(linear).__name__} where a linear map was expected")
         self._linears: list[nn.Linear] = list(linears)
         self.widths = [linear.out_features for linear in self._linears]
+        self._matrix: Tensor | None = None
+        self._bias: Tensor | None = None
         self.load()
 
     @torch.no_grad()
     def load(self) -> None:
-        """Copy the weights as they are now."""
-        self._matrix = torch.cat([linear.weight for linear in self._linears]).T.contiguous()
+        """Copy the weights as they are now; on a GPU, share them, once for all."""
+        weights = [linear.weight for linear in self._linears]
+        if not weights[0].is_cuda:
+            self._matrix = torch.cat(weights).T.contiguous()
+        elif self._matrix is None:
+            self._matrix = stacked(self._linears).T
         biases: list[Tensor | None] = [linear.bias for linear in self._linears]
-        self._bias: Tensor | None = None
         if any(bias is not None for bias in biases):
             parts = zip(biases, self._linears, strict=True)
             zeros = (b if b is not None else w.weight.new_zeros(w.out_features) for b, w in parts)
@@ -59,7 +65,7 @@ class Fused:
         `matrix` `[in, out]` may stand for the weights.
         """
         rows, bias = x.shape[0], self._bias
-        matrix = self._matrix if matrix is None else matrix
+        matrix = cast(Tensor, self._matrix) if matrix is None else matrix
         if rows <= MAX_ROWS or x.is_cuda:
             return _product(x, matrix, bias)
         return torch.cat([_product(part, matrix, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
@@ -80,6 +86,17 @@ class Chained(Fused):
         self._bias = None if bias is None else (weight @ bias.double()).to(bias.dtype)
 
 
+def stacked(linears: Sequence[nn.Linear]) -> Tensor:
+    """The weights of all `linears` in one matrix `[out, in]`, of which each of them becomes a part."""
+    if len(linears) == 1:
+        return linears[0].weight.data
+    whole = torch.cat([linear.weight.data for linear in linears])
+    parts = whole.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data = part
+    return whole
+
+
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
 
@@ -88,25 +105,25 @@ class Norm:
     """Root-mean-square normalisation over the last dimension."""
 
     def __init__(self, module: Any) -> None:
-        self._weight: Tensor = module.weight
-        self._epsilon: float = module.variance_epsilon
+        self.weight: Tensor = module.weight
+        self.epsilon: float = module.variance_epsilon
         self.load()
 
     @torch.no_grad()
     def load(self) -> None:
         """Copy the weight as it is now."""
-        width = self._weight.shape[0]
-        self._gain: Tensor = self._weight * math.sqrt(width)
-        self._floor = self._weight.new_tensor(math.sqrt(width * self._epsilon), dtype=torch.float32)
+        width = self.weight.shape[0]
+        self._gain: Tensor = self.weight * math.sqrt(width)
+        self._floor = self.weight.new_tensor(math.sqrt(width * self.epsilon), dtype=torch.float32)
 
     @property
     def parameters(self) -> list[Tensor]:
         """The originals."""
-        return [self._weight]
+        return [self.weight]
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.is_cuda:
-            return F.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
         # x / sqrt(|x|^2 + d eps) sqrt(d) w: the same, in calls that take a tenth of its time on a CPU.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x / torch.hypot(length, self._floor)).to(x.dtype) * self._gain
@@ -136,13 +153,12 @@ class LayerWeights:
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
 
-    def modulated(self, g: Tensor, a: Tensor, scales: float | Tensor | None) -> Tensor:
-        """The gate `g` `[rows, d_ffn]` under `a` `[rows, d]`: the attention output, before `o_proj` in V2."""
+    def modulation(self, a: Tensor) -> Modulation | None:
+        """What `a` `[rows, d]` does to the gate: the attention output, before `o_proj` in V2."""
         if self.low is None or self.modulate is None:
-            return g
+            return None
         parts = self.modulate(self.low(a)).split(self.modulate.widths, -1)
-        add, mult = parts[0] if self.additive else None, parts[-1] if self.multiplicative else None
-        return Modulation(add, mult).apply(g, scales)
+        return Modulation(parts[0] if self.additive else None, parts[-1] if self.multiplicative else None)
 
     @property
     def copies(self) -> list[Fused | Norm]:
@@ -166,13 +182,15 @@ class ModelWeights:
         self._parameters = [p for part in self._copies for p in part.parameters]
         self._stamp = self._stamps()
 
-    def refresh(self) -> None:
-        """Copy again what was changed in place since it was copied."""
+    def refresh(self) -> bool:
+        """Copy again what was changed in place since it was copied; whether there was anything."""
         stamp = self._stamps()
-        if stamp != self._stamp:
-            for part in self._copies:
-                part.load()
-            self._stamp = stamp
+        if stamp == self._stamp:
+            return False
+        for part in self._copies:
+            part.load()
+        self._stamp = stamp
+        return True
 
     def _stamps(self) -> list[int]:
         return [parameter._version for parameter in self._parameters]

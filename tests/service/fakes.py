@@ -99,7 +99,7 @@ class FakeBank:
 class FakeModel:
     """Continues text byte by byte; with a `gate`, each step waits for a permit."""
 
-    num_pages = 4096
+    num_pages, page_size = 4096, 16
     max_positions = MAX_POSITIONS
     draft_tokens = 0
 

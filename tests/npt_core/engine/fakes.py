@@ -22,7 +22,7 @@ class CountingRunner:
         self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64
     ) -> None:
         self.max_positions = max_positions
-        self.num_pages = num_pages
+        self.num_pages, self.page_size = num_pages, PAGE
         self.gate = gate
         self.entered = threading.Semaphore(0)
         self.calls: list[dict[str, Any]] = []

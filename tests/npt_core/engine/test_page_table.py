@@ -48,6 +48,14 @@ def test_free_page_cannot_be_shared_or_released() -> None:
         table.release([1])
 
 
-@given(st.integers(0, 1000))
-def test_pages_hold_all_tokens_and_waste_less_than_one(tokens: int) -> None:
-    assert 0 <= pages_for(tokens) * PAGE - tokens < PAGE
+@given(st.integers(0, 1000), st.integers(1, 16))
+def test_pages_hold_all_tokens_and_waste_less_than_one(tokens: int, chunks: int) -> None:
+    table = PageTable(1, chunks * PAGE)
+    assert 0 <= table.needed(tokens) * table.page_size - tokens < table.page_size
+    assert pages_for(tokens) == PageTable(1).needed(tokens)
+
+
+@pytest.mark.parametrize("page_size", [0, 8, 24])
+def test_page_must_hold_whole_chunks_of_prompts(page_size: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        PageTable(1, page_size)

@@ -129,8 +129,8 @@ class Impatient:
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
-        self.num_pages, self.max_positions = runner.num_pages, runner.max_positions
-        self.draft_tokens = runner.draft_tokens
+        self.num_pages, self.page_size = runner.num_pages, runner.page_size
+        self.max_positions, self.draft_tokens = runner.max_positions, runner.draft_tokens
 
     def run(self, spans: list[Span]) -> Tensor:
         logits: Tensor = self.runner.run(spans)

@@ -123,7 +123,8 @@ class Recording:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.num_pages, self.max_positions = runner.num_pages, runner.max_positions
+        self.num_pages, self.page_size = runner.num_pages, runner.page_size
+        self.max_positions = runner.max_positions
         self.logits: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}
 
     def run(self, spans: list[Span]) -> Tensor:

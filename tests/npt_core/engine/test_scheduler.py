@@ -21,9 +21,11 @@ def after(sequence: Sequence, position: int) -> int:
 
 
 class Traffic(RuleBasedStateMachine):
+    page_size = PAGE
+
     def __init__(self) -> None:
         super().__init__()
-        self.pages = PageTable(PAGES)
+        self.pages = PageTable(PAGES * PAGE // self.page_size, self.page_size)
         self.cache = PrefixCache(self.pages)
         self.scheduler = Scheduler(self.pages, self.cache, Limits(max_running=4, batch_tokens=40))
         self.memory: dict[int, Any] = {}
@@ -88,7 +90,7 @@ class Traffic(RuleBasedStateMachine):
     def pages_are_held_by_those_who_use_them(self) -> None:
         uses = [page for sequence in self.open for page in sequence.pages]
         uses += [entry.page for entry in self.cache._entries.values()]
-        assert all(self.pages.references(page) == uses.count(page) for page in range(PAGES))
+        assert all(self.pages.references(page) == uses.count(page) for page in range(self.pages.size))
         assert self.scheduler.running + self.scheduler.waiting == len(self.open)
         assert set(self.scheduler) == set(self.open)
 
@@ -104,7 +106,7 @@ class Traffic(RuleBasedStateMachine):
                 break
             self.step(1)
         assert not self.open, "somebody never ends"
-        assert self.pages.free + self.cache.evictable == PAGES
+        assert self.pages.free + self.cache.evictable == self.pages.size
 
     def _check_cache(self) -> None:
         """Pages hold what they are found by."""
@@ -115,7 +117,7 @@ class Traffic(RuleBasedStateMachine):
                 continue  # the page before it was evicted: nobody finds it any more
             paths[entry.node] = root, before + tokens
             for i in range(len(tokens)):
-                found = self.memory[entry.page * PAGE + i]
+                found = self.memory[entry.page * self.page_size + i]
                 assert found == (root, (before + tokens)[: len(before) + i + 1])
 
     def _check_fairness(self, held: list[Sequence], planned: set[Sequence]) -> None:
@@ -133,7 +135,7 @@ class Traffic(RuleBasedStateMachine):
                 assert all(sequence.arrival > arrival for arrival in kept), "gave way to a later one"
 
     def _slot(self, sequence: Sequence, position: int) -> int:
-        return sequence.pages[position // PAGE] * PAGE + position % PAGE
+        return sequence.pages[position // self.page_size] * self.page_size + position % self.page_size
 
     def _content(self, sequence: Sequence, position: int) -> Any:
         return sequence.cache_root, tuple(sequence.tokens[: position + 1])
@@ -146,6 +148,16 @@ class Traffic(RuleBasedStateMachine):
 
 Traffic.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestTraffic = Traffic.TestCase
+
+
+class LargePages(Traffic):
+    """Pages that hold several chunks of a prompt, as on a GPU."""
+
+    page_size = 3 * PAGE
+
+
+LargePages.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestLargePages = LargePages.TestCase
 
 
 def scheduler(pages: int = 64, **limits: int) -> Scheduler:
