@@ -26,7 +26,7 @@ class Bank:
             PlasticLayer(
                 mlp.down_proj.out_features,
                 mlp.down_proj.in_features,
-                whitening.get(i),
+                whitening[i].to(mlp.down_proj.weight.device) if i in whitening else None,
                 mlp.down_proj.weight,
             )
             for i, mlp in enumerate(self._mlps)

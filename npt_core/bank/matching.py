@@ -34,6 +34,10 @@ class Whitening:
     mean: Tensor
     projection: Tensor
 
+    def to(self, device: torch.device) -> "Whitening":
+        """The same on `device`."""
+        return Whitening(self.mean.to(device), self.projection.to(device))
+
     def key(self, z: Tensor) -> Tensor:
         """Unit keys `[..., p]`, float32, of MLP activations `z` `[..., d_ffn]`."""
         return F.normalize((z.float() - self.mean) @ self.projection, dim=-1)
@@ -75,12 +79,9 @@ class ColumnTable(Rows):
         """Whether a column fires on each row of `key`, and which: the rule written out over all of
         `[rows, n]`, without a look at any number, for which a GPU would have to wait.
         """
-        scores = key @ self.parts[0].rows.T
-        fires = (scores > self.parts[2].rows) & self.visible(version)
-        scores = scores.masked_fill(~fires, -torch.inf)
-        best = scores.amax(-1, keepdim=True)
-        column = torch.where(scores == best, self.order.rows, LAST).argmin(-1)
-        return best[:, 0] > -torch.inf, column
+        at = version[:, None] if isinstance(version, Tensor) else version
+        keys, _, thresholds = self.tensors
+        return best_columns(key, keys, thresholds, self.born.rows, self.died.rows, self.order.rows, at)
 
     def _candidates(self, key: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
         """Where the scores of the first `count` columns reach the smallest threshold: rows of `key` and
@@ -96,6 +97,24 @@ class ColumnTable(Rows):
                 at, columns = (scores[rows] > least).nonzero(as_tuple=True)
                 found.append((rows[at], columns + first))
         return found
+
+
+def best_columns(
+    key: Tensor,
+    keys: Tensor,
+    thresholds: Tensor,
+    born: Tensor,
+    died: Tensor,
+    order: Tensor,
+    at: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`ColumnTable.winners` over plain tensors; `at` is one version or `[rows, 1]`."""
+    scores = key @ keys.T
+    fires = (scores > thresholds) & (born <= at) & (at < died)
+    scores = scores.masked_fill(~fires, -torch.inf)
+    best = scores.amax(-1, keepdim=True)
+    column = torch.where(scores == best, order, LAST).argmin(-1)
+    return best[:, 0] > -torch.inf, column
 
 
 def _best(rows: Tensor, columns: Tensor, scores: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

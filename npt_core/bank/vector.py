@@ -59,6 +59,13 @@ class Vector:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def room(self) -> Tensor:
+        """The memory that the rows begin, and into which longer vectors made of this one are written, the
+        same object as long as they fit. What lies beyond the rows may be anything.
+        """
+        return self._store.data
+
     def extended(self, new: Tensor) -> Self:
         """These rows and `new` `[k, ...]` after them, for the cost of a few times `k` rows.
 

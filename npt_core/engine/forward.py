@@ -103,7 +103,7 @@ class Forward(Generic[B]):
         g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
         if plastic is not None:
             g = plastic.gate(n[:, None], g[:, None], batch.versions)[:, 0]
-        z = self._kernels.gated(g, up, layer.modulation(a), batch.scales, layer.activation)
+        z = self._kernels.gated(g, up, layer.modulation(a), batch.scales)
         if plastic is None:
             return layer.down(z)
         y = plastic.project(layer.down, z, batch.versions)

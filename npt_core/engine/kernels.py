@@ -8,6 +8,7 @@ look at guards.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -26,35 +27,30 @@ class Kernels:
 
     rotated: Callable[[Tensor, Tensor, Tensor], Tensor]
     added: Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]]
-    gated: Callable[[Tensor, Tensor, Modulation | None, float | Tensor | None, Activation], Tensor]
+    gated: Callable[[Tensor, Tensor, Modulation | None, float | Tensor | None], Tensor]
 
     @classmethod
-    def plain(cls) -> Self:
-        return cls(rotated, added, gated)
+    def plain(cls, activation: Activation) -> Self:
+        """For a CPU."""
+        return cls(rotated, added, partial(gated, activation))
 
     @classmethod
-    def compiled(cls, backend: str = "inductor") -> Self:
+    def compiled(cls, activation: Activation, backend: str = "inductor") -> Self:
         """For a GPU; compiled at the first use of each."""
-
-        def one(function: Callable[..., object]) -> Callable[..., object]:
-            return torch.compile(function, dynamic=True, fullgraph=True, backend=backend)
-
-        add, gate = one(_added_rms), one(_gated)
+        compiled = partial(torch.compile, dynamic=True, fullgraph=True, backend=backend)
+        add, gate = compiled(_added_rms), compiled(partial(_gated, activation))
 
         def added_rms(x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-            return add(x, y, norm.weight, norm.epsilon)  # type: ignore[return-value]
+            total, normed = add(x, y, norm.weight, norm.epsilon)
+            return total, normed
 
         def gated_parts(
-            g: Tensor,
-            up: Tensor,
-            modulation: Modulation | None,
-            scale: float | Tensor | None,
-            activation: Activation,
+            g: Tensor, up: Tensor, modulation: Modulation | None, scale: float | Tensor | None
         ) -> Tensor:
-            add, mult = modulation or (None, None)
-            return gate(g, up, add, mult, scale, activation)  # type: ignore[return-value]
+            z: Tensor = gate(g, up, *(modulation or (None, None)), scale)
+            return z
 
-        return cls(one(rotated), added_rms, gated_parts)  # type: ignore[arg-type]
+        return cls(compiled(rotated), added_rms, gated_parts)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -71,7 +67,11 @@ def added(x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def gated(
-    g: Tensor, up: Tensor, modulation: Modulation | None, scale: float | Tensor | None, activation: Activation
+    activation: Activation,
+    g: Tensor,
+    up: Tensor,
+    modulation: Modulation | None,
+    scale: float | Tensor | None,
 ) -> Tensor:
     """`act(g modulated) * up`, all `[rows, d_ffn]`; `scale` is a number or `[rows, 1]`."""
     return activation(g if modulation is None else modulation.apply(g, scale)).mul_(up)
@@ -83,11 +83,11 @@ def _added_rms(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Te
 
 
 def _gated(
+    activation: Activation,
     g: Tensor,
     up: Tensor,
     add: Tensor | None,
     mult: Tensor | None,
     scale: float | Tensor | None,
-    activation: Activation,
 ) -> Tensor:
     return activation(Modulation(add, mult).apply(g, scale)) * up

@@ -42,7 +42,7 @@ class Runner:
             self._weights.cos.shape[-1],
             model.model.layers[0].self_attn.scaling,
         )
-        self._forward = Forward(model, self._weights, self.memory, Kernels.plain())
+        self._forward = Forward(model, self._weights, self.memory, Kernels.plain(self._weights.activation))
 
     @torch.inference_mode()
     def run(self, spans: Seq[Span]) -> Tensor:

@@ -139,7 +139,6 @@ class LayerWeights:
         self.down = Fused([mlp.down_proj])
         self.input_norm = Norm(layer.input_layernorm)
         self.mlp_norm = Norm(layer.post_attention_layernorm)
-        self.activation = mlp.act_fn
         self.mlp = mlp  # its `plastic` is looked up at every step: a bank may be attached later
         self.residual = layer.variant != "v2"
         adapter = mlp.adapter
@@ -175,6 +174,7 @@ class ModelWeights:
         core = model.model
         self.embedding: Tensor = core.embed_tokens.weight
         self.layers = [LayerWeights(layer) for layer in core.layers]
+        self.activation = core.layers[0].mlp.act_fn
         self.norm = Norm(core.norm)
         self.head = Fused([model.lm_head])
         self.cos, self.sin = _rotary_tables(core.rotary_emb, positions, self.embedding)
