@@ -111,7 +111,7 @@ def best_columns(
     """`ColumnTable.winners` over plain tensors; `at` is one version or `[rows, 1]`."""
     scores = key @ keys.T
     fires = (scores > thresholds) & (born <= at) & (at < died)
-    scores = scores.masked_fill(~fires, -torch.inf)
+    scores = torch.where(fires, scores, -torch.inf)
     best = scores.amax(-1, keepdim=True)
     column = torch.where(scores == best, order, LAST).argmin(-1)
     return best[:, 0] > -torch.inf, column

@@ -76,17 +76,15 @@ class Rows:
             return self
         added = [torch.cat(part) for part in zip(*(birth.parts for birth in births), strict=True)]
         like = self.born.rows
-        repeats = torch.tensor(counts)
-        owners, orders = (
-            torch.tensor([birth[i] for birth in births]).repeat_interleave(repeats) for i in (0, 1)
-        )
+        each = [birth for birth, count in zip(births, counts, strict=True) for _ in range(count)]
+        owners, orders = (like.new_tensor([birth[i] for birth in each]) for i in (0, 1))
         return replace(
             self,
             parts=tuple(old.extended(new.to(old.rows)) for old, new in zip(self.parts, added, strict=True)),
             born=self.born.extended(like.new_full((total,), version)),
             died=self.died.extended(like.new_full((total,), ALIVE)),
-            owner=self.owner.extended(owners.to(like)),
-            order=self.order.extended(orders.to(like)),
+            owner=self.owner.extended(owners),
+            order=self.order.extended(orders),
             version=version,
         )
 

@@ -28,7 +28,7 @@ from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
 from npt_core.engine.page_table import PageTable
 from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.request import GenerationRequest
-from npt_core.engine.sampler import Sampler, choose_all, top_logprobs
+from npt_core.engine.sampler import Sampler, choose_all, on_host, top_logprobs
 from npt_core.engine.scheduler import Limits, Scheduler
 from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
@@ -57,8 +57,8 @@ class StepRunner(Protocol):
         """Draft tokens that are worth their time beside a sequence that decodes alone."""
 
     def run(self, spans: Seq[Span], /) -> Tensor:
-        """Next-token logits `[samples, vocab]`, float32 on the CPU, of the spans that sample and,
-        each after its span's, of drafts.
+        """Next-token logits `[samples, vocab]`, float32, of the spans that sample and, each after its
+        span's, of drafts.
         """
 
 
@@ -270,7 +270,8 @@ class Engine:
         self._scheduler.done(spans)
         rows = logits[: len(sampled)]
         tokens = choose_all(rows, [(self._samplers[s], s.tokens) for s in sampled])
-        for sequence, token, row in zip(sampled, tokens, rows, strict=True):
+        told = on_host(rows, [s.request.params.logprobs is not None for s in sampled])
+        for sequence, token, row in zip(sampled, tokens, told, strict=True):
             self._give(sequence, token, row)
         if len(logits) > len(sampled):
             self._follow_draft(spans[-1], logits[len(sampled) :])
@@ -278,24 +279,26 @@ class Engine:
     def _follow_draft(self, span: Span, logits: Tensor) -> None:
         """As far as the guess was right, the `logits` `[draft, vocab]` give one more token each."""
         sequence, hits = span.sequence, 0
-        for token, row in zip(span.draft, logits, strict=True):
+        for token, row in zip(span.draft, logits.split(1), strict=True):
             if sequence not in self._samplers or sequence.tokens[-1] != token:
                 break
             hits += 1
             sequence.computed += 1
-            self._give(sequence, self._samplers[sequence].choose(row, sequence.tokens), row)
+            following = choose_all(row, [(self._samplers[sequence], sequence.tokens)])
+            told = on_host(row, [sequence.request.params.logprobs is not None])
+            self._give(sequence, following[0], told[0])
         sequence.lookup.tell(hits)
         self.drafts.tried += len(span.draft)
         self.drafts.accepted += hits
 
-    def _give(self, sequence: Sequence, token: int, logits: Tensor) -> None:
-        """The next token of `sequence`, chosen from `logits` `[vocab]`."""
+    def _give(self, sequence: Sequence, token: int, logits: Tensor | None) -> None:
+        """The next token of `sequence`, chosen from `logits` `[vocab]`, which log-probabilities need."""
         if token in self._eos:
             self._end(sequence, FinishReason.STOP)
             return
         sequence.tokens.append(token)
         logprobs = sequence.request.params.logprobs
-        likely = (None, ()) if logprobs is None else top_logprobs(logits, token, logprobs)
+        likely = top_logprobs(logits, token, logprobs)
         sequence.stream.put(TokenEvent(sequence.index, token, *likely))
         if len(sequence.tokens) >= sequence.limit:
             self._end(sequence, FinishReason.LENGTH)

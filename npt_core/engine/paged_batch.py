@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from npt_core.engine.page_table import pages_for
-from npt_core.engine.sequence import Span
+from npt_core.engine.sequence import Sequence, Span
+from npt_core.engine.transfer import sent
 
 
 @dataclass(slots=True)
 class Laid:
     """A step on the host: what is sent to the device, as lists.
 
-    A token is a row of `ids`, `positions`, `slots`, `versions`, `scales`; a span is one of `queries`
-    (its rows), `lengths` (the keys its last row sees) and `tables` (its pages).
+    A token is a row of `ids`, `positions`, `slots`, `versions`, `scales`; a span, or a guessed token, is
+    one of `queries` (its rows), `lengths` (the keys its last row sees) and `tables` (its pages).
     """
 
     page_size: int
@@ -33,13 +34,12 @@ class Laid:
     def of(cls, spans: Seq[Span], page_size: int) -> "Laid":
         laid = cls(page_size)
         for span in spans:
-            sequence, rows = span.sequence, span.end - span.start
-            pages = sequence.pages[: pages_for(span.end, page_size)]
-            scale = sequence.request.modulation_scale
-            laid._add(sequence.tokens[span.start : span.end], span.start, pages)
-            laid.versions += [sequence.version] * rows
-            laid.scales += [1.0 if scale is None else scale] * rows
+            laid._add_of(span.sequence, span.sequence.tokens[span.start : span.end], span.start)
             if span.samples:
+                laid.samples.append(len(laid.ids) - 1)
+            # All rows write their keys before any reads: what a guess is based on is there.
+            for position, token in enumerate(span.draft, span.end):
+                laid._add_of(span.sequence, [token], position)
                 laid.samples.append(len(laid.ids) - 1)
         return laid
 
@@ -58,6 +58,12 @@ class Laid:
             self.slots[-1] += number % self.page_size
             self.versions.append(0)
             self.scales.append(1.0)
+
+    def _add_of(self, sequence: Sequence, tokens: Seq[int], start: int) -> None:
+        scale = sequence.request.modulation_scale
+        self._add(tokens, start, sequence.pages[: pages_for(start + len(tokens), self.page_size)])
+        self.versions += [sequence.version] * len(tokens)
+        self.scales += [1.0 if scale is None else scale] * len(tokens)
 
     def _add(self, tokens: Seq[int], start: int, pages: list[int]) -> None:
         size, end = self.page_size, start + len(tokens)
@@ -144,12 +150,6 @@ class PagedBatch:
     @property
     def scales(self) -> Tensor:
         return self.factors
-
-
-def sent(values: Seq[object], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`values` on `device`; a GPU gets them from pinned memory, so that nobody waits for the copy."""
-    pinned = device.type == "cuda" and torch.cuda.is_available()
-    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
 
 
 def rectangular(tables: Seq[list[int]]) -> list[list[int]]:

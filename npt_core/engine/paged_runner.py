@@ -12,8 +12,9 @@ from npt_core.engine.graphs import LARGEST, Capture, CudaCapture, DecodeGraphs
 from npt_core.engine.kernels import Kernels
 from npt_core.engine.page_table import pages_for
 from npt_core.engine.paged_attention import PAGE_SIZE, PagedKeyValues, check_attention, page_bytes
-from npt_core.engine.paged_batch import Laid, PagedBatch, sent
+from npt_core.engine.paged_batch import Laid, PagedBatch
 from npt_core.engine.sequence import Span
+from npt_core.engine.transfer import sent
 from npt_core.engine.weights import ModelWeights, UnsupportedModel
 from npt_core.layers import Plastic
 
@@ -35,6 +36,8 @@ class PagedRunner:
         UnsupportedModel: as for `Runner`; or the kernel for attention, or the memory of the GPU, does not
             fit the model.
     """
+
+    draft_tokens = 3  # with the row before them, a full graph
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class PagedRunner:
 
     @torch.inference_mode()
     def run(self, spans: Seq[Span]) -> Tensor:
-        """Next-token logits `[samples, vocab]`, float32, on the GPU, of the spans that sample."""
+        """As `StepRunner.run`."""
         if self._weights.refresh():
             self.graphs.clear()
         laid = Laid.of(spans, PAGE_SIZE)

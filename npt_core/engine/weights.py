@@ -111,7 +111,9 @@ class Norm:
 
     @torch.no_grad()
     def load(self) -> None:
-        """Copy the weight as it is now."""
+        """Copy the weight as it is now; on a GPU it is read where it lies."""
+        if self.weight.is_cuda:
+            return
         width = self.weight.shape[0]
         self._gain: Tensor = self.weight * math.sqrt(width)
         self._floor = self.weight.new_tensor(math.sqrt(width * self.epsilon), dtype=torch.float32)
