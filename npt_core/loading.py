@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from npt_core.bank import Bank
 from npt_core.checkpoint import CheckpointError, resolve_folder
 from npt_core.config import resolve_layers
-from npt_core.consolidation import Calibration, Consolidator, PlasticityConfig, calibrate
+from npt_core.consolidation import Calibration, Consolidator, FoldWriter, PlasticityConfig, calibrate
 from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
@@ -53,6 +53,11 @@ class Runtime:
     consolidator: Consolidator
     fingerprint: str
     """SHA-256 of configuration, weights and calibration, wherever it is kept: facts belong to all three."""
+
+    @property
+    def fold_writer(self) -> FoldWriter:
+        """What folds facts into the weights."""
+        return FoldWriter(self.consolidator)
 
     @property
     def num_layers(self) -> int:

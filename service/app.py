@@ -42,6 +42,7 @@ def create_api() -> FastAPI:
         generate.router,
         facts.batches,
         facts.router,
+        versions.folds,
         versions.router,
         operations.router,
         audit.router,

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from npt_core.consolidation import WriteRequest
+from npt_core.consolidation import FoldBars, WriteRequest
 from service.ledger import ANONYMOUS, Fact, IdempotencyKey, Version
 
 
@@ -159,15 +159,31 @@ class NewFact:
     expires_at: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AddFacts:
-    """Write facts, all in one version or none. Setting `cancelled` ends it, if it is not yet stored."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongWrite:
+    """A write that takes its time. Setting `cancelled` ends it, if it is not yet stored."""
 
-    facts: tuple[NewFact, ...]
     key: IdempotencyKey | None = None
     if_match: int | None = None
     actor: str = ANONYMOUS
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class AddFacts(LongWrite):
+    """Write facts, all in one version or none."""
+
+    facts: tuple[NewFact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFacts(LongWrite):
+    """Write facts into the base weights, `None` for all, beside those that are there. What misses `bars`
+    is refused.
+    """
+
+    facts: tuple[str, ...] | None
+    bars: FoldBars
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +212,19 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
+class Folded:
+    """A fold, or what one would do: then `version` is the newest, and nothing was written. What was measured
+    is not kept: it is missing where an answer is repeated.
+    """
+
+    version: Version
+    facts: tuple[str, ...]
+    report: Mapping[str, Any] | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
-    """A version that a retraction, a rollback or a fold made."""
+    """A version that a retraction or a rollback made."""
 
     version: Version

@@ -1,13 +1,14 @@
 """From a validated body to a command for the writer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from npt_core.consolidation import Question, WriteRequest
-from service.commands import AddFacts, InvalidField, NewFact
+from npt_core.consolidation import FoldBars, Question, WriteRequest
+from service.commands import AddFacts, FoldFacts, InvalidField, NewFact
 from service.ledger import IdempotencyKey, timestamp
 from service.ledger.chain import digest
 from service.schemas.facts import FactContent, Strategy
+from service.schemas.versions import FoldIn
 
 
 def add_command(
@@ -26,7 +27,7 @@ def add_command(
     facts = tuple(_new_fact(fact, num_layers, f"facts.{i}." if batch else "") for i, fact in enumerate(asked))
     documents = [fact.document for fact in facts]
     identity = None if key is None else IdempotencyKey(key, digest(documents))
-    return AddFacts(facts, identity, if_match, actor)
+    return AddFacts(facts, key=identity, if_match=if_match, actor=actor)
 
 
 def _new_fact(asked: FactContent, num_layers: int, prefix: str) -> NewFact:
@@ -64,3 +65,17 @@ def _write_request(asked: FactContent) -> WriteRequest:
     questions = tuple(Question(entry.question, entry.answer) for entry in asked.questions)
     given = {name: value for name, value in optional.items() if value is not None}
     return WriteRequest(asked.fact, questions, asked.strategy.value, token_idx=asked.token_idx, **given)
+
+
+def study_request(document: Mapping[str, Any]) -> WriteRequest:
+    """What is needed to ask about a stored fact: its sentence and the questions that came with it."""
+    questions = tuple(Question(entry["question"], entry["answer"]) for entry in document["questions"])
+    return WriteRequest(document["fact"], questions)
+
+
+def fold_command(asked: FoldIn, actor: str, key: str | None = None, if_match: int | None = None) -> FoldFacts:
+    """What `asked` means for the writer."""
+    identity = None if key is None else IdempotencyKey(key, digest(asked.model_dump(mode="json")))
+    bars = FoldBars(asked.min_recall, asked.min_locality, asked.max_drift)
+    facts = None if asked.facts is None else tuple(asked.facts)
+    return FoldFacts(facts, bars, key=identity, if_match=if_match, actor=actor)

@@ -1,5 +1,6 @@
 """Which stored fact would answer a prompt: recall, explained by the numbers that decide it."""
 
+from npt_core.bank import Match, matched
 from npt_core.engine import PromptTooLong, VersionGone, VersionNotFound
 from service.host import Host
 from service.schemas.facts import FactMatch, FactsFound
@@ -17,9 +18,15 @@ def search(host: Host, prompt: str, limit: int, weights_version: int | None) -> 
     length, most = len(template.encode(template.with_context(prompt, []))), host.engine.max_positions
     if length > most:
         raise PromptTooLong(length, most)
-    matches = host.engine.execute(
-        lambda: bank.matches(consolidator.question_keys(prompt, bank, version), version)
-    )[:limit]
+    found = host.ledger.version(version)
+    inside = host.replica.load_fold(found.fold).facts if found is not None else ()
+    columns = host.replica.folded_weights(inside)
+
+    def match() -> list[Match]:
+        keys = consolidator.question_keys(prompt, bank, version)
+        return [*bank.matches(keys, version), *matched(columns, keys)]
+
+    matches = sorted(host.engine.execute(match), key=lambda m: (not m.fires, -m.cosine, m.fact))[:limit]
     facts = host.ledger.facts_by_id(match.fact for match in matches)
     items = [
         FactMatch(
@@ -29,6 +36,7 @@ def search(host: Host, prompt: str, limit: int, weights_version: int | None) -> 
             threshold=round(match.threshold, 4),
             fires=match.fires,
             layer=match.layer,
+            folded=match.fact in inside,
         )
         for match in matches
     ]

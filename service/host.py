@@ -167,6 +167,7 @@ def _assemble(
         bank,
         replica,
         runtime.consolidator,
+        runtime.fold_writer,
         metrics,
         engine.execute,
         max_pending=settings.max_pending_writes,
@@ -177,7 +178,7 @@ def _assemble(
         writer.stop_if_cancelled()
 
     runtime.consolidator.give_way(pause)
-    operations = Operations(ledger, partial(recalled, ledger), limit=settings.max_pending_operations)
+    operations = Operations(ledger, partial(recalled, ledger, replica), limit=settings.max_pending_operations)
     expiry = Expiry(ledger, writer, lambda: bank.version)
     housekeeping = Housekeeping([expiry.tick, operations.tick])
     host = Host(

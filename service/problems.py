@@ -83,6 +83,11 @@ SELF_CONTRADICTION = Kind(
     "npt:batch-conflict", HTTPStatus.CONFLICT, "Two facts of the batch contradict each other"
 )
 CANCELLED = Kind("npt:cancelled", HTTPStatus.CONFLICT, "The write was cancelled")
+FOLD_REFUSED = Kind(
+    "npt:fold-refused",
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    "The fold would change other answers, so it was not made",
+)
 OPERATION_NOT_FOUND = Kind("npt:operation-not-found", HTTPStatus.NOT_FOUND, "No such operation")
 OPERATION_ENDED = Kind(
     "npt:operation-ended", HTTPStatus.CONFLICT, "The operation cannot be cancelled any more"
@@ -125,6 +130,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     consolidation.UnreadableFact: UNREADABLE,
     consolidation.NotRecalled: NOT_RECALLED,
     consolidation.InvalidRequest: INVALID,
+    consolidation.FoldRefused: FOLD_REFUSED,
     commands.FactNotFound: FACT_NOT_FOUND,
     commands.FactAlreadyRetracted: RETRACTED,
     commands.UnknownVersion: VERSION_NOT_FOUND,

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from npt_core.bank import BankError
+from npt_core.bank import BankError, Fold
 from service.blobs import BlobError, Blobs
 from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version
 from service.ledger.verify import chain_problem
@@ -43,6 +43,9 @@ class Replica:
         self._published: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._last: Version | None = None
+        self.folded: frozenset[str] = frozenset()
+        """Facts that are in the base weights, and so not in the bank."""
+        self._folded_weights: Mapping[str, Any] = {}
         self._newest_seen = 0
         self._stopping = threading.Event()
         self._follower: threading.Thread | None = None
@@ -121,7 +124,10 @@ class Replica:
             raise LedgerDamaged(self._ledger.name, f"blob of a snapshot: {error}") from error
         if set(births) != self._ledger.live(version.version):
             raise LedgerDamaged(self._ledger.name, "the snapshot does not hold the facts of its version")
-        self._publish(version, births, (), self.load_fold(version.fold) or None)
+        fold = self.load_fold(version.fold)
+        outside = {id_: weights for id_, weights in births.items() if id_ not in fold.facts}
+        self._publish(version, outside, (), fold.deltas or None)
+        self.folded = frozenset(fold.facts)
         self._compute(lambda: self._bank.retire(version.version, lambda: None))
         self._last = version
 
@@ -153,10 +159,31 @@ class Replica:
         if problem is not None:
             raise LedgerDamaged(self._ledger.name, f"version {version.version}: {problem}")
         if version.version > 0:
-            births = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in version.births}
-            deltas = None if version.fold == self.fold else self.load_fold(version.fold)
-            self._publish(version, births, version.deaths, deltas)
+            fold = None if version.fold == self.fold else self.load_fold(version.fold)
+            born, dead = self.planned(version.births, version.deaths, fold)
+            if returning := born - facts.keys() - known.keys():
+                facts = dict(facts) | self._ledger.facts_by_id(returning)
+            births = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in born}
+            self._publish(version, births, dead, None if fold is None else fold.deltas)
+            if fold is not None:
+                self.folded = frozenset(fold.facts)
         self._last = version
+
+    def planned(
+        self, births: Collection[str], deaths: Collection[str], fold: Fold | None
+    ) -> tuple[set[str], set[str]]:
+        """What is born and dies in the bank with a version: it holds the facts that are known and not folded.
+
+        `fold` is the one of the version; `None`, the same as before. Raises LedgerDamaged where it holds a
+        fact that is not known.
+        """
+        if fold is None:
+            return set(births), set(deaths)
+        inside, alive = frozenset(fold.facts), set(self._bank.facts)
+        known = (alive | self.folded | set(births)) - set(deaths)
+        if inside - known:
+            raise LedgerDamaged(self._ledger.name, f"{min(inside - known)} is folded and not known")
+        return known - inside - alive, alive - (known - inside)
 
     def load(self, fact: Fact) -> Weights:
         """The weights of a fact. Raises as `catch_up`."""
@@ -165,14 +192,22 @@ class Replica:
         except UndecodableWeights as error:
             raise LedgerDamaged(self._ledger.name, f"blob of fact {fact.id}: {error}") from error
 
-    def load_fold(self, blob: str | None) -> Mapping[int, Any]:
-        """What a fold adds to `down_proj`, by layer. Raises as `catch_up`."""
+    def load_fold(self, blob: str | None) -> Fold:
+        """What is folded into `down_proj`. Raises as `catch_up`."""
         if blob is None:
-            return {}
+            return Fold({}, ())
         try:
-            return decode_fold(self._blobs.get(blob)).deltas
+            return decode_fold(self._blobs.get(blob))
         except UndecodableWeights as error:
             raise LedgerDamaged(self._ledger.name, f"blob of a fold: {error}") from error
+
+    def folded_weights(self, ids: Collection[str]) -> Mapping[str, Any]:
+        """The columns that facts had before they were folded, kept from one call to the next."""
+        missing = self._ledger.facts_by_id(set(ids) - self._folded_weights.keys())
+        loaded = {id_: self.load(fact) for id_, fact in missing.items()}
+        kept = {**self._folded_weights, **loaded}
+        self._folded_weights = {id_: kept[id_] for id_ in ids}
+        return self._folded_weights
 
     def _follow(self) -> None:
         while not self._stopping.is_set():

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from npt_core.bank import FactWeights, Match
-from npt_core.consolidation import ConsolidationError, WriteRequest
+from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, WriteRequest
 from npt_core.engine import StepRunner
 
 T = TypeVar("T")
@@ -40,9 +40,18 @@ class Bank(Protocol):
     @property
     def oldest(self) -> int: ...
 
+    @property
+    def facts(self) -> frozenset[str]: ...
+
     def retire(self, oldest: int, pinned: Callable[[], int | None], /) -> None: ...
 
-    def check(self, version: int, births: Mapping[str, Any], deaths: Collection[str]) -> None: ...
+    def check(
+        self,
+        version: int,
+        births: Mapping[str, Any],
+        deaths: Collection[str],
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None: ...
 
     def publish(
         self,
@@ -111,6 +120,21 @@ class Consolidator(Protocol):
     def give_way(self, pause: Callable[[], None], /) -> None: ...
 
 
+class FoldWriter(Protocol):
+    """Turns facts into one change of the weights themselves."""
+
+    def deltas(self, facts: Mapping[str, Any], /) -> Mapping[int, Tensor]: ...
+
+    def examine(
+        self,
+        deltas: Mapping[int, Tensor],
+        facts: Mapping[str, tuple[WriteRequest, Any]],
+        others: Sequence[tuple[WriteRequest, Any]],
+        bars: FoldBars,
+        /,
+    ) -> FoldReport: ...
+
+
 class Runtime(Protocol):
     """A loaded checkpoint, ready to answer and to learn."""
 
@@ -122,6 +146,9 @@ class Runtime(Protocol):
 
     @property
     def consolidator(self) -> Consolidator: ...
+
+    @property
+    def fold_writer(self) -> FoldWriter: ...
 
     @property
     def fingerprint(self) -> str: ...

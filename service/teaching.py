@@ -1,16 +1,17 @@
 """Facts by request: at once, or as an operation."""
 
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pydantic import BaseModel
 
-from service.commands import Added, AddFacts
+from service.commands import Added, AddFacts, Folded, FoldFacts
 from service.ledger import IdempotencyKey, Ledger
 from service.ledger.operations import Operation
 from service.operations import Operations
+from service.replica import Replica
 from service.schemas.facts import BatchCreated, BatchRehearsed, FactCreated, FactRehearsed
-from service.schemas.versions import VersionOut
+from service.schemas.versions import FoldedOut, FoldRehearsed
 from service.writer import Writer, added_in
 
 CREATE, BATCH, FOLD = "facts.create", "facts.batch", "versions.fold"
@@ -28,6 +29,18 @@ def teach_later(
     return operations.submit(command.actor, action, request, command.key, work)
 
 
+def fold_later(operations: Operations, writer: Writer, command: FoldFacts, dry_run: bool) -> Operation:
+    """As `teach_later`, for a fold."""
+
+    def work(key: IdempotencyKey, cancelled: threading.Event) -> BaseModel:
+        folded = writer.fold(replace(command, key=key, cancelled=cancelled), dry_run)
+        return FoldRehearsed.of(folded) if dry_run else FoldedOut.made(folded)
+
+    facts = None if command.facts is None else list(command.facts)
+    request = {"facts": facts, "bars": asdict(command.bars), "dry_run": dry_run}
+    return operations.submit(command.actor, FOLD, request, command.key, work)
+
+
 def _taught(writer: Writer, command: AddFacts, action: str, dry_run: bool) -> BaseModel:
     if dry_run:
         rehearsed = writer.rehearse(command)
@@ -39,7 +52,9 @@ def _answer(action: str, added: Added) -> BaseModel:
     return FactCreated.of(added) if action == CREATE else BatchCreated.of(added)
 
 
-def recalled(ledger: Ledger, action: str, version: int) -> BaseModel:
+def recalled(ledger: Ledger, replica: Replica, action: str, version: int) -> BaseModel:
     """The answer to a write of `action` that made `version`."""
     added = added_in(ledger, version)
-    return VersionOut.of(added.version) if action == FOLD else _answer(action, added)
+    if action != FOLD:
+        return _answer(action, added)
+    return FoldedOut.made(Folded(added.version, replica.load_fold(added.version.fold).facts, None))

@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any, TypeVar
 
-from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
+from npt_core.bank import Fold, matched
+from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact, WriteRequest
 from npt_core.engine import VersionGone
 from service.blobs import Blobs
 from service.commands import (
@@ -19,7 +20,11 @@ from service.commands import (
     Contradiction,
     FactAlreadyRetracted,
     FactNotFound,
+    Folded,
+    FoldFacts,
+    InvalidField,
     KeyConflict,
+    LongWrite,
     Moved,
     NewFact,
     OnConflict,
@@ -32,9 +37,11 @@ from service.commands import (
     UnknownVersion,
 )
 from service.conflicts import Overlap, disagreeing, overlap
+from service.fact_requests import study_request
 from service.keys_in_flight import KeysInFlight
 from service.ledger import (
     ANONYMOUS,
+    SAME_FOLD,
     SYSTEM,
     Change,
     Fact,
@@ -48,14 +55,17 @@ from service.ledger import (
 )
 from service.metrics import Metrics
 from service.replica import Replica
-from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
+from service.runtime import Bank, Compute, Consolidated, Consolidator, FoldWriter, Weights
 from service.storage import StorageFailed
-from service.weights_codec import encode
+from service.weights_codec import encode, encode_fold
 
 T = TypeVar("T")
 ATTEMPTS = 20
 """How often a write starts over because another replica published first. A fact's weights do not depend
 on the version they land on, so only the ledger is asked again."""
+
+OTHERS = 8
+"""Facts beside a fold that are asked about before it is made: each takes a third of a second."""
 
 
 class Writer:
@@ -74,6 +84,7 @@ class Writer:
         bank: Bank,
         replica: Replica,
         consolidator: Consolidator,
+        fold_writer: FoldWriter,
         metrics: Metrics,
         compute: Compute,
         *,
@@ -84,6 +95,7 @@ class Writer:
         self._bank = bank
         self._replica = replica
         self._consolidator = consolidator
+        self._fold_writer = fold_writer
         self._metrics = metrics
         self._compute = compute
         self._lock = threading.Lock()
@@ -91,7 +103,7 @@ class Writer:
         self._max_pending = max_pending
         self._keys = KeysInFlight()
         self._failure: str | None = None
-        self._under_way: AddFacts | None = None
+        self._under_way: LongWrite | None = None
 
     @property
     def read_only(self) -> str | None:
@@ -153,6 +165,15 @@ class Writer:
         with self._writing(if_match):
             return Moved(self._until_newest(lambda: self._activate(target, if_match, actor)))
 
+    def fold(self, command: FoldFacts, dry_run: bool = False) -> Folded:
+        """A new version whose base weights hold facts that before were in the bank."""
+        with self._key_reserved(command):
+            replayed = self._replayed_fold(command)
+            if replayed is not None:
+                return replayed
+            with self._writing(command.if_match), self._cancellable(command):
+                return self._until_newest(lambda: self._fold(command, dry_run))
+
     def load(self, fact_ids: Iterable[str]) -> dict[str, Weights]:
         """The weights of facts, from their blobs. Raises the `BlobError` tree."""
         facts = self._ledger.facts_by_id(fact_ids)
@@ -191,11 +212,13 @@ class Writer:
             new_facts=facts,
             key=command.key,
             actor=command.actor,
+            fold=self._fold_without(deaths),
         )
         return Added(self._commit(change, births), facts)
 
     def _overlap(self, fresh: Consolidated) -> Overlap:
-        matches = self._compute(lambda: self._bank.matches(fresh.asked))
+        inside = self._replica.folded_weights(self._replica.folded)
+        matches = self._compute(lambda: [*self._bank.matches(fresh.asked), *matched(inside, fresh.asked)])
         return overlap(fresh, matches, self._ledger.facts_by_id)
 
     def _retract(self, fact_id: str, if_match: int | None, actor: str) -> Version:
@@ -205,14 +228,96 @@ class Writer:
             raise FactNotFound(fact_id)
         if stored.state is FactState.RETRACTED:
             raise FactAlreadyRetracted(fact_id, stored.died or 0)
-        change = Change(self._bank.version, VersionKind.RETRACT, deaths=(fact_id,), actor=actor)
-        return self._commit(change, {})
+        return self._commit(self._retraction((fact_id,), actor), {})
 
     def _expire(self, moment: str) -> Version | None:
         due = tuple(id_ for _, id_ in self._ledger.expiring(moment))
         if not due:  # perhaps another replica came first
             return None
-        return self._commit(Change(self._bank.version, VersionKind.RETRACT, deaths=due, actor=SYSTEM), {})
+        return self._commit(self._retraction(due, SYSTEM), {})
+
+    def _retraction(self, deaths: tuple[str, ...], actor: str) -> Change:
+        fold = self._fold_without(deaths)
+        return Change(self._bank.version, VersionKind.RETRACT, deaths=deaths, actor=actor, fold=fold)
+
+    def _fold(self, command: FoldFacts, dry_run: bool) -> Folded:
+        replayed = self._replayed_fold(command)
+        if replayed is not None:
+            return replayed
+        self._check_match(command.if_match)
+        live = self._ledger.live(self._bank.version)
+        chosen = self._foldable(command.facts, live) | self._replica.folded
+        if chosen == self._replica.folded:
+            raise InvalidField("facts", "name nothing that is not folded already")
+        weights, requests = self._to_fold(chosen)
+        others = sorted(live - chosen)[:OTHERS]
+        beside, about = self._to_fold(others)
+        deltas = self._compute(lambda: self._fold_writer.deltas(weights))
+        report = self._compute(
+            lambda: self._fold_writer.examine(
+                deltas,
+                {id_: (requests[id_], weights[id_]) for id_ in sorted(chosen)},
+                [(about[id_], beside[id_]) for id_ in others],
+                command.bars,
+            )
+        )
+        ids = tuple(sorted(chosen))
+        newest = self._bank.version
+        if dry_run:
+            return Folded(self._version(newest), ids, report.as_dict())
+        blob = self._store_fold(Fold(deltas, ids))
+        if command.cancelled.is_set():
+            raise Cancelled
+        change = Change(newest, VersionKind.FOLD, key=command.key, actor=command.actor, fold=blob)
+        return Folded(self._commit(change, {}), ids, report.as_dict())
+
+    def _foldable(self, asked: Sequence[str] | None, live: set[str]) -> frozenset[str]:
+        """The facts to fold. Raises the error of the first that cannot be."""
+        if asked is None:
+            facts = self._ledger.facts_by_id(live)
+            return frozenset(id_ for id_, fact in facts.items() if fact.report["columns"])
+        for place, fact_id in enumerate(asked):
+            stored = self._ledger.fact(fact_id)
+            if stored is None:
+                raise FactNotFound(fact_id)
+            if stored.state is FactState.RETRACTED:
+                raise FactAlreadyRetracted(fact_id, stored.died or 0)
+            if not stored.fact.report["columns"]:
+                raise InvalidField(f"facts.{place}", "has no columns, and only columns can be folded")
+        return frozenset(asked)
+
+    def _to_fold(self, ids: Collection[str]) -> tuple[dict[str, Weights], dict[str, WriteRequest]]:
+        facts = self._ledger.facts_by_id(ids)
+        return self.load(ids), {id_: study_request(fact.request) for id_, fact in facts.items()}
+
+    def _fold_without(self, deaths: Collection[str]) -> str | None:
+        """What is folded after facts have died: as before, or made again without them."""
+        folded = self._replica.folded
+        left = folded - set(deaths)
+        if left == folded:
+            return SAME_FOLD
+        if not left:
+            return None
+        weights = self.load(left)
+        deltas = self._compute(lambda: self._fold_writer.deltas(weights))
+        return self._store_fold(Fold(deltas, tuple(sorted(left))))
+
+    def _store_fold(self, fold: Fold) -> str:
+        with self._timed("blob"), self._fatal_if_storage_fails():
+            return self._blobs.put(encode_fold(fold))
+
+    def _replayed_fold(self, command: FoldFacts) -> Folded | None:
+        number = self._version_of(command)
+        if number is None:
+            return None
+        version = self._version(number)
+        return Folded(version, self._replica.load_fold(version.fold).facts, None, replayed=True)
+
+    def _version(self, number: int) -> Version:
+        found = self._ledger.version(number)
+        if found is None:
+            raise LookupError(f"version {number} is missing")
+        return found
 
     def _activate(self, target: int, if_match: int | None, actor: str) -> Version:
         self._check_match(if_match)
@@ -247,7 +352,11 @@ class Writer:
 
     def _commit(self, change: Change, births: Mapping[str, Weights]) -> Version:
         """Ledger first: what the bank serves must survive a restart. What the bank would refuse must not."""
-        self._bank.check(change.parent + 1, births, change.deaths)
+        fold = None if change.fold == SAME_FOLD else self._replica.load_fold(change.fold)
+        born, dead = self._replica.planned(change.births, change.deaths, fold)
+        births = {**births, **self.load(born - births.keys())}
+        deltas = None if fold is None else fold.deltas
+        self._bank.check(change.parent + 1, {id_: births[id_] for id_ in born}, dead, deltas)
         with self._timed("ledger"), self._fatal_if_storage_fails():
             version = self._ledger.commit(change)
         with self._timed("publish"):
@@ -302,16 +411,21 @@ class Writer:
             self._metrics.drift.observe(each.report.drift)
 
     def _replayed(self, command: AddFacts) -> Added | None:
+        number = self._version_of(command)
+        return None if number is None else replace(added_in(self._ledger, number), replayed=True)
+
+    def _version_of(self, command: LongWrite) -> int | None:
+        """The version that an earlier request with the same key made. Raises `KeyConflict`."""
         found = None if command.key is None else self._ledger.find_key(command.actor, command.key.key)
         if found is None:
             return None
         key, number = found
         if key != command.key:
             raise KeyConflict
-        return replace(added_in(self._ledger, number), replayed=True)
+        return number
 
     @contextmanager
-    def _key_reserved(self, command: AddFacts) -> Iterator[None]:
+    def _key_reserved(self, command: LongWrite) -> Iterator[None]:
         if command.key is None:
             yield
             return
@@ -319,7 +433,7 @@ class Writer:
             yield
 
     @contextmanager
-    def _cancellable(self, command: AddFacts) -> Iterator[None]:
+    def _cancellable(self, command: LongWrite) -> Iterator[None]:
         if command.cancelled.is_set():
             raise Cancelled
         self._under_way = command

@@ -9,6 +9,7 @@ from npt_core.consolidation.errors import (
     NotRecalled,
     UnreadableFact,
 )
+from npt_core.consolidation.folding import FoldBars, FoldRefused, FoldReport, FoldWriter
 from npt_core.consolidation.probes import bare, words
 from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
 
@@ -18,6 +19,10 @@ __all__ = [
     "ConsolidationError",
     "Consolidator",
     "FactError",
+    "FoldBars",
+    "FoldRefused",
+    "FoldReport",
+    "FoldWriter",
     "InvalidRequest",
     "NotRecalled",
     "PlasticityConfig",

@@ -227,7 +227,7 @@ class Consolidator:
         trial.publish(1, {f"trial {number}": fact.weights for number, fact in enumerate(facts)})
         with plastic(self.model, trial.layers):
             states = [run(self.model, [p.student for p in fact.held_out], ()) for fact in facts]
-        return [_recall(fact.held_out, seen) for fact, seen in zip(facts, states, strict=True)]
+        return [recall(fact.held_out, seen) for fact, seen in zip(facts, states, strict=True)]
 
     def disturbed(self, facts: Sequence[Consolidated]) -> dict[int, NotRecalled]:
         """Those of `facts`, by number, that are recalled worse beside the others than alone."""
@@ -366,13 +366,13 @@ class Consolidator:
         with plastic(self.model, trial.layers):
             after = run(self.model, rows, ())
         if weights.factors:
-            locality, drift = self._changed_answers(trial)
+            locality, drift = self.changed_answers(trial)
         else:
             locality, drift = self._disturbance(weights)
         report = replace(
             self._report(request, config, study, watch, number),
-            recall_before=_recall(study.held_out, before),
-            recall_after=_recall(study.held_out, after),
+            recall_before=recall(study.held_out, before),
+            recall_after=recall(study.held_out, after),
             locality=locality,
             drift=drift,
             layers=tuple(sorted({*weights.columns, *(layer for layer, _ in weights.factors)})),
@@ -386,7 +386,7 @@ class Consolidator:
         at = torch.arange(len(probes)), first
         return {i: self.calibration.whitening[i].key(states.keys[i][at]) for i in states.keys}
 
-    def _changed_answers(self, trial: Bank) -> tuple[float, float]:
+    def changed_answers(self, trial: Bank) -> tuple[float, float]:
         """As `_disturbance`, for factors, which touch every token: by running the locality set."""
         rows = self.calibration.locality_ids
         before = self._said
@@ -475,7 +475,8 @@ class Consolidator:
             raise InvalidRequest("layers", f"{list(request.layers)} names a layer twice")
 
 
-def _recall(probes: Sequence[AlignedProbe], states: States) -> float:
+def recall(probes: Sequence[AlignedProbe], states: States) -> float:
+    """Share of `probes` that are answered right in `states`."""
     right = [p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)]
     return sum(right) / len(right) if right else 0.0
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.access import ScopeMissing
@@ -92,6 +92,12 @@ def needs(read: Scope, write: Scope) -> Any:
             raise ScopeMissing(scope)
 
     return Depends(check)
+
+
+def tell_replay(replayed: bool, response: Response) -> None:
+    """Say that an answer is one of before."""
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
 
 
 HostDep = Annotated[Host, Depends(get_host)]

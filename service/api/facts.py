@@ -7,10 +7,10 @@ from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs
+from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
 from service.api.documentation import ACCEPTED, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
-from service.commands import Added, AddFacts, FactNotFound
+from service.commands import AddFacts, FactNotFound
 from service.fact_requests import add_command
 from service.fact_search import search
 from service.host import Host
@@ -94,7 +94,7 @@ async def create_fact(
         return FactRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
     added = await to_thread.run_sync(host.writer.add, command)
     response.headers["Location"] = f"/facts/{added.facts[0].id}"
-    _tell_replay(added, response)
+    tell_replay(added.replayed, response)
     return FactCreated.of(added)
 
 
@@ -127,7 +127,7 @@ async def create_facts(
         response.status_code = 200
         return BatchRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
     added = await to_thread.run_sync(host.writer.add, command)
-    _tell_replay(added, response)
+    tell_replay(added.replayed, response)
     return BatchCreated.of(added)
 
 
@@ -136,11 +136,6 @@ async def _later(
 ) -> OperationOut:
     operation = await to_thread.run_sync(teach_later, host.operations, host.writer, command, action, dry_run)
     return accepted(operation, response, host.version)
-
-
-def _tell_replay(added: Added, response: Response) -> None:
-    if added.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
 
 
 @batches.get(
@@ -175,7 +170,7 @@ def list_facts(
     following = None
     if len(found) > limit:
         following = encode_cursor(Position(page[-1].fact.version, page[-1].fact.id))
-    items = [FactOut.of(stored, newest) for stored in page]
+    items = [FactOut.of(stored, newest, host.replica.folded) for stored in page]
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
@@ -186,7 +181,7 @@ def get_fact(fact_id: FactId, host: HostDep) -> FactOut:
     stored = host.ledger.fact(fact_id)
     if stored is None:
         raise FactNotFound(fact_id)
-    return FactOut.of(stored, newest)
+    return FactOut.of(stored, newest, host.replica.folded)
 
 
 @router.delete(

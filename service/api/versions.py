@@ -3,23 +3,34 @@
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
-from service.api.dependencies import Actor, HostDep, IfMatch, needs
-from service.api.documentation import answers
+from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
+from service.api.documentation import ACCEPTED, REPLAYED, answers
+from service.api.operations import accepted
 from service.commands import UnknownVersion
+from service.fact_requests import fold_command
 from service.ledger import Position
 from service.ledger.api_keys import Scope
 from service.schemas.common import Page
-from service.schemas.versions import Activated, VersionAnswer, VersionOut
-
-router = APIRouter(
-    prefix="/versions",
-    tags=["versions"],
-    dependencies=[needs(Scope.FACTS_READ, Scope.VERSIONS_WRITE)],
+from service.schemas.operations import OperationOut
+from service.schemas.versions import (
+    Activated,
+    FoldedOut,
+    FoldIn,
+    FoldRehearsed,
+    VersionAnswer,
+    VersionDiff,
+    VersionOut,
 )
+from service.teaching import fold_later
+from service.version_diff import difference
+
+_SCOPES = needs(Scope.FACTS_READ, Scope.VERSIONS_WRITE)
+router = APIRouter(prefix="/versions", tags=["versions"], dependencies=[_SCOPES])
+folds = APIRouter(tags=["versions"], dependencies=[_SCOPES])
 
 MAX_PAGE = 1000
 Number = Annotated[int, Path(ge=0, lt=2**63)]
@@ -52,7 +63,14 @@ def get_version(version: Number, host: HostDep) -> VersionAnswer:
         **VersionOut.of(found).model_dump(),
         weights_version=newest,
         facts=len(host.ledger.live(version)),
+        folded=list(host.replica.load_fold(found.fold).facts),
     )
+
+
+@router.get("/{first}/diff/{second}", summary="What differs", responses=answers(problems.VERSION_NOT_FOUND))
+def diff_versions(first: Number, second: Number, host: HostDep) -> VersionDiff:
+    """Between any two versions, in either direction."""
+    return difference(host.ledger, host.replica, first, second)
 
 
 @router.post(
@@ -76,3 +94,56 @@ async def activate_version(version: Number, host: HostDep, expected: IfMatch, ac
     moved = await to_thread.run_sync(host.writer.activate, version, expected, actor)
     made = VersionOut.of(moved.version)
     return Activated(**made.model_dump(), weights_version=made.version)
+
+
+@folds.post(
+    "/versions:fold",
+    summary="Fold facts into the base weights",
+    status_code=201,
+    response_model=None,
+    responses={
+        200: {"model": FoldRehearsed, "description": "A dry run: nothing was written"},
+        201: {"model": FoldedOut, "description": "They are folded", "headers": REPLAYED},
+        202: {"model": OperationOut, "description": "They will be folded", "headers": ACCEPTED},
+        **answers(
+            problems.MALFORMED,
+            problems.FACT_NOT_FOUND,
+            problems.RETRACTED,
+            problems.KEY_CONFLICT,
+            problems.KEY_IN_FLIGHT,
+            problems.STALE,
+            problems.TOO_LARGE,
+            problems.MEDIA,
+            problems.INVALID,
+            problems.FOLD_REFUSED,
+            problems.BLOB_DAMAGED,
+            problems.OVERLOADED,
+            problems.CONTENDED,
+            problems.READ_ONLY,
+            problems.UNAVAILABLE,
+            problems.DISK_FULL,
+        ),
+    },
+)
+async def fold_versions(
+    asked: FoldIn,
+    host: HostDep,
+    response: Response,
+    expected: IfMatch,
+    key: Key,
+    actor: Actor,
+    later: PrefersAsync,
+) -> FoldedOut | FoldRehearsed | OperationOut:
+    """Makes a new version that knows the same, some of it in the base weights themselves, where it takes
+    neither memory nor time. Refused where that would change other answers too much. A folded fact can be
+    retracted like any other, and a rollback to a version before the fold gives its bits again."""
+    command = fold_command(asked, actor, key, expected)
+    if later:
+        operation = await to_thread.run_sync(fold_later, host.operations, host.writer, command, asked.dry_run)
+        return accepted(operation, response, host.version)
+    folded = await to_thread.run_sync(host.writer.fold, command, asked.dry_run)
+    if asked.dry_run:
+        response.status_code = 200
+        return FoldRehearsed.of(folded)
+    tell_replay(folded.replayed, response)
+    return FoldedOut.made(folded)

@@ -1,5 +1,6 @@
 """The /facts resource."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -160,12 +161,13 @@ class FactOut(Out):
     died: int | None = Field(description="the version that retracted it")
     created_at: str
     expires_at: str | None = Field(description="when it is retracted by itself")
+    folded: bool = Field(description="whether it is in the base weights of the newest version")
     request: dict[str, Any] = Field(description="the rest of the request, as it was given")
     report: dict[str, Any]
 
     @classmethod
-    def of(cls, stored: StoredFact, weights_version: int) -> "FactOut":
-        """From what the ledger keeps."""
+    def of(cls, stored: StoredFact, weights_version: int, folded: Collection[str]) -> "FactOut":
+        """From what the ledger keeps, and the ids of what is folded."""
         fact = stored.fact
         request = dict(fact.request)
         return cls(
@@ -177,6 +179,7 @@ class FactOut(Out):
             died=stored.died,
             created_at=fact.created_at,
             expires_at=fact.expires_at,
+            folded=fact.id in folded,
             request=request,
             report=dict(fact.report),
         )
@@ -253,6 +256,9 @@ class FactMatch(Out):
     threshold: float = Field(description="above which the fact answers")
     fires: bool = Field(description="whether it passes; of several, the first answers")
     layer: int
+    folded: bool = Field(
+        description="it answers from the base weights; the numbers are those of the columns it had before"
+    )
 
 
 class FactsFound(Out):

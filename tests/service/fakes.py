@@ -18,6 +18,9 @@ from npt_core.bank import BankError, Columns, FactWeights, Match
 from npt_core.consolidation import (
     Consolidated,
     ConsolidationError,
+    FoldBars,
+    FoldRefused,
+    FoldReport,
     InvalidRequest,
     NotRecalled,
     UnreadableFact,
@@ -57,8 +60,19 @@ class FakeBank:
     version: int = 0
     oldest: int = 0
     lives: list[list[Any]] = field(default_factory=list)
+    folds: list[tuple[int, list[str]]] = field(default_factory=list)
 
-    def check(self, version: int, births: Mapping[str, FactWeights], deaths: Collection[str]) -> None:
+    @property
+    def facts(self) -> frozenset[str]:
+        return frozenset(name for name, _, _, died in self.lives if died is None)
+
+    def check(
+        self,
+        version: int,
+        births: Mapping[str, FactWeights],
+        deaths: Collection[str],
+        deltas: Mapping[int, Tensor] | None = None,
+    ) -> None:
         if version <= self.version:
             raise BankError(f"version {version} is not newer than {self.version}")
 
@@ -74,6 +88,8 @@ class FakeBank:
             if life[0] in deaths and life[3] is None:
                 life[3] = version
         self.lives += [[name, _sentence(born), version, None] for name, born in births.items()]
+        if deltas is not None:
+            self.folds.append((version, _read(deltas.get(0)).splitlines()))
         self.version = version
 
     def retire(self, oldest: int, pinned: Callable[[], int | None], /) -> None:
@@ -82,7 +98,8 @@ class FakeBank:
         self.lives = [life for life in self.lives if life[3] is None or life[3] > needed]
 
     def sentences(self, version: int) -> list[str]:
-        return [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]
+        inside: list[str] = next((s for begun, s in reversed(self.folds) if begun <= version), [])
+        return inside + [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]
 
     def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
         asked = _read(keys.get(TEXT))
@@ -93,7 +110,7 @@ class FakeBank:
         return born <= (self.version if version is None else version) < (died or 10**9)
 
     def num_columns(self) -> int:
-        return len(self.sentences(self.version))
+        return len(self.facts)
 
 
 class FakeModel:
@@ -157,7 +174,9 @@ class FakeConsolidator:
         }
 
     def question_keys(self, prompt: str, bank: Any, version: int, /) -> dict[int, Tensor]:
-        return {TEXT: _letters(prompt)}
+        words = prompt.rstrip("?").split()
+        tails = [" ".join(words[start:]) for start in range(len(words))] or [""]
+        return {TEXT: _letters(prompt), 0: torch.cat([_key(tail) for tail in tails])}
 
     def consolidate_all(self, requests: Sequence[WriteRequest], /) -> list[Consolidated | ConsolidationError]:
         outcomes: list[Consolidated | ConsolidationError] = []
@@ -184,12 +203,35 @@ class FakeConsolidator:
         return Consolidated(_weights(request.fact), _report(request, 1.0), asked, subject=words(subject))
 
 
+class FakeFoldWriter:
+    """Folds sentences into one text; refuses what says that it cannot be folded."""
+
+    def deltas(self, facts: Mapping[str, FactWeights], /) -> dict[int, Tensor]:
+        sentences = [_sentence(facts[id_]) for id_ in sorted(facts)]
+        return {0: _letters("\n".join(sentences)).double()}
+
+    def examine(
+        self,
+        deltas: Mapping[int, Tensor],
+        facts: Mapping[str, tuple[WriteRequest, FactWeights]],
+        others: Sequence[tuple[WriteRequest, FactWeights]],
+        bars: FoldBars,
+        /,
+    ) -> FoldReport:
+        stiff = sum("stiff" in request.fact for request, _ in facts.values()) / len(facts)
+        report = FoldReport(len(facts), len(facts), (0,), 0.01, 1 - stiff, len(others), 1.0, 1.0)
+        if report.recall < bars.recall:
+            raise FoldRefused("the recall of what is folded is too low", report)
+        return report
+
+
 @dataclass(frozen=True)
 class FakeRuntime:
     model: FakeModel
     bank: FakeBank
     template: ByteTemplate = field(default_factory=ByteTemplate)
     consolidator: FakeConsolidator = field(default_factory=FakeConsolidator)
+    fold_writer: FakeFoldWriter = field(default_factory=FakeFoldWriter)
     fingerprint: str = "f" * 64
     num_layers: int = 2
 
@@ -205,7 +247,9 @@ def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRunt
 
 def _report(request: WriteRequest, recall: float) -> WriteReport:
     _, _, value = request.fact.partition(" is ")
-    return WriteReport(request.strategy, recall_after=recall, answer=value or None, timings={"study": 0.01})
+    return WriteReport(
+        request.strategy, recall_after=recall, answer=value or None, columns=1, timings={"study": 0.01}
+    )
 
 
 def _subject(sentence: str) -> str:

@@ -132,6 +132,7 @@ def test_problem_types_are_stable() -> None:
         "npt:blob-damaged": 500,
         "npt:ledger-damaged": 500,
         "npt:contended": 503,
+        "npt:fold-refused": 422,
         "npt:operation-not-found": 404,
         "npt:operation-ended": 409,
         "npt:operation-elsewhere": 409,

@@ -226,7 +226,7 @@ def test_operation_that_waits_when_the_server_stops_is_told_as_failed(host_of: O
     def work(_key: IdempotencyKey, _cancelled: threading.Event) -> Any:
         begun.set()
         on.wait()
-        return recalled(host.ledger, "facts.batch", 0)
+        return recalled(host.ledger, host.replica, "facts.batch", 0)
 
     first, second = (host.operations.submit("a", "facts.batch", {}, None, work) for _ in range(2))
     begun.wait()
@@ -243,7 +243,7 @@ def test_operations_of_another_replica_are_its_own_until_it_is_silent(
 ) -> None:
     clock = Clock(datetime.now(UTC))
     monkeypatch.setattr(type(host.ledger), "shared", True)
-    operations = Operations(host.ledger, partial(recalled, host.ledger), clock=clock)
+    operations = Operations(host.ledger, partial(recalled, host.ledger, host.replica), clock=clock)
     theirs = abandoned(host, IdempotencyKey("theirs", "d"), OperationState.RUNNING, timestamp(clock.moment))
     clock.moment += timedelta(seconds=LEASE_S - 1)
     operations.tick()
@@ -258,11 +258,11 @@ def test_operations_of_another_replica_are_its_own_until_it_is_silent(
 
 def test_process_is_heard_of_while_it_works(host: Host) -> None:
     clock, on = Clock(datetime.now(UTC)), threading.Event()
-    operations = Operations(host.ledger, partial(recalled, host.ledger), clock=clock)
+    operations = Operations(host.ledger, partial(recalled, host.ledger, host.replica), clock=clock)
 
     def work(_key: IdempotencyKey, _cancelled: threading.Event) -> Any:
         on.wait()
-        return recalled(host.ledger, "facts.batch", 0)
+        return recalled(host.ledger, host.replica, "facts.batch", 0)
 
     operation = operations.submit("a", "facts.batch", {}, None, work)
     clock.moment += timedelta(seconds=BEAT_S)
