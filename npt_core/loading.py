@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
@@ -22,8 +21,9 @@ from npt_core.consolidation import Calibration, Consolidator, FoldWriter, Plasti
 from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
-from npt_core.engine import Runner
+from npt_core.engine import StepRunner, runner_for
 from npt_core.model import NPTForCausalLM
+from npt_core.placement import Device, DType, placed
 from npt_core.prompts import PromptTemplate, template_for
 from npt_core.training.corpus import CorpusConfig
 from npt_core.training.plasticity import CalibrationSizes, calibration_text
@@ -64,9 +64,11 @@ class Runtime:
         """Decoder layers."""
         return int(self.model.config.num_hidden_layers)
 
-    def runner(self, num_pages: int) -> Runner:
-        """What the engine computes steps with, in `num_pages` pages of keys and values."""
-        return Runner(self.model, num_pages)
+    def runner(self, num_pages: int | None = None) -> StepRunner:
+        """What the engine computes steps with, in `num_pages` pages of keys and values, by default as
+        `runner_for` has it. Raises `engine.UnsupportedModel`.
+        """
+        return runner_for(self.model, num_pages)
 
     @property
     def max_positions(self) -> int:
@@ -75,12 +77,17 @@ class Runtime:
 
 
 def load_runtime(
-    source: str | Path, dtype: torch.dtype | None = torch.float32, cache: Path | None = None
+    source: str | Path, device: Device = "cpu", dtype: DType = "auto", cache: Path | None = None
 ) -> Runtime:
-    """Loads a folder or hub id. Raises CheckpointError for anything missing or damaged."""
+    """Loads a folder or hub id, to serve it on `device`.
+
+    Raises CheckpointError for anything missing or damaged, Unplaceable for a device or dtype that cannot
+    be had.
+    """
+    placement = placed(device, dtype)
     folder = resolve_folder(source)
-    model = load_model(folder, dtype=dtype, attn_implementation="sdpa")
-    model.eval()  # type: ignore[no-untyped-call]
+    model: Any = load_model(folder, dtype=placement.dtype, attn_implementation="sdpa")
+    model.to(placement.device).eval()
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
     kept = None if cache is None else cache / fingerprint[:16]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from npt_core.engine import Engine, EngineConfig, StepRunner, alone
+from npt_core.placement import Device, DType
 from service.access import Access
 from service.blobs import Blobs, BlobUnavailable, FolderBlobs
 from service.housekeeping import Expiry, Housekeeping
@@ -30,7 +31,9 @@ CALIBRATION_FOLDER = "calibration"
 class LoadRuntime(Protocol):
     """`npt_core.loading.load_runtime`, or a double of it."""
 
-    def __call__(self, source: str, /, *, cache: Path | None = None) -> Runtime: ...
+    def __call__(
+        self, source: str, /, *, device: Device, dtype: DType, cache: Path | None = None
+    ) -> Runtime: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def open_host(settings: Settings, load_runtime: LoadRuntime) -> Host:
             used.
         Unguarded: there are no API keys, and other machines would reach the server.
         npt_core.checkpoint.CheckpointError: the checkpoint cannot.
+        npt_core.placement.Unplaceable, npt_core.engine.UnsupportedModel: not on this device.
     """
     make_private_folder(settings.data)
     lock = FolderLock(settings.data)
@@ -135,7 +139,12 @@ def _prepared(
     settings: Settings, load_runtime: LoadRuntime, ledger: Ledger, blobs: Blobs
 ) -> tuple[Runtime, StepRunner, Replica]:
     """The model with every fact it was taught, and what computes its steps."""
-    runtime = load_runtime(settings.model, cache=settings.data / CALIBRATION_FOLDER)
+    runtime = load_runtime(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        cache=settings.data / CALIBRATION_FOLDER,
+    )
     ledger.bind(runtime.fingerprint)
     replica = Replica(ledger, blobs, runtime.bank)
     replica.catch_up()

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +22,10 @@ class Settings(BaseSettings):
 
     model: str = "models/reference"
     """A folder or a hub id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model computes; `auto` is a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Numbers of its weights; `auto` is bfloat16 on a GPU, where float32 is refused, float32 on a CPU."""
     data: Path = Path("data")
     """The folder of ledger and blobs; one process owns it."""
     database_url: str | None = None
@@ -40,10 +45,12 @@ class Settings(BaseSettings):
     """Sequences decoded at once, in one batch."""
     queue_size: int = Field(256, ge=0)
     """Sequences that may wait: more would wait longer than a client does."""
-    batch_tokens: int = Field(128, ge=1)
-    """Tokens of one step; more read long prompts sooner and delay everybody's next token."""
-    kv_pages: int = Field(1024, ge=1)
-    """Pages of 16 tokens for keys and values: 15 KiB a token for the reference model."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one step; more read long prompts sooner and delay everybody's next token. Absent: 128 on a
+    CPU, 2,048 on a GPU."""
+    kv_pages: int | None = Field(None, ge=1)
+    """Pages for keys and values. Absent: 1,024 of 16 tokens on a CPU, 15 KiB a token for the reference
+    model; on a GPU as many of 256 tokens as fit its memory."""
     writers_share: float = Field(0.2, gt=0, lt=1)
     """Part of the time that writing facts may take while answers are computed: more makes facts
     land sooner, and tokens come later."""

@@ -214,7 +214,7 @@ def calibrate(
     locality = _Activations.of(model, text.locality, chosen)
     layers = {}
     for index in chosen:
-        weight = model.model.layers[index].mlp.down_proj.weight.float()
+        weight = model.model.layers[index].mlp.down_proj.weight.float().cpu()
         asked = prompts.last(index)
         text_moment = reference.moments[index] / reference.tokens
         moment = (1 - PROMPT_SHARE) * text_moment + PROMPT_SHARE * asked.T @ asked / len(asked)

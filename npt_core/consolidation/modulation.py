@@ -27,7 +27,7 @@ def modulation_weights(model: NPTForCausalLM, template: PromptTemplate, request:
     Raises InvalidRequest for a token outside the fact, or layers without an adapter.
     """
     part: ModulationType = "both" if request.preset is None else PRESETS[request.preset].modulation_type
-    ids = torch.tensor([checked_ids(template, request)])
+    ids = torch.tensor([checked_ids(template, request)], device=model.device)
     layers: LayerSpec = "all" if request.layers is None else request.layers
     try:
         made = consolidate_modulation(model, ids, layers, request.token_idx, request.strength, False, part)
@@ -35,7 +35,7 @@ def modulation_weights(model: NPTForCausalLM, template: PromptTemplate, request:
         raise InvalidRequest("layers", str(error)) from error
     return FactWeights(
         factors={
-            (index, "gate_proj"): Factors(update.left[None].float(), update.right[None].float())
+            (index, "gate_proj"): Factors(update.left[None].float().cpu(), update.right[None].float().cpu())
             for index, update in made.factors.items()
         }
     )

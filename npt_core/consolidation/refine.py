@@ -30,7 +30,7 @@ def refine(
     values = {i: c.values.clone().requires_grad_() for i, c in weights.columns.items()}
     scale = torch.cat([v.detach().flatten() for v in values.values()]).square().mean().sqrt()
     optimizer = torch.optim.Adam(values.values(), lr=LEARNING_RATE * float(scale))
-    ids = right_padded([p.student for p in probes])
+    ids = right_padded([p.student for p in probes]).to(model.device)
     targets = _answers(ids, probes)
     for _ in range(steps):
         trial = Bank(model, whitening)

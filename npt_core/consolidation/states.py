@@ -62,7 +62,9 @@ def run(
     layers: Sequence[int],
     weights_version: int | None = None,
 ) -> States:
-    """One pass over right-padded `rows`, with the states of `layers`."""
+    """One pass over right-padded `rows`, with the states of `layers`: float32 on the CPU, wherever and in
+    whatever the model computes, because what is made of them is small, and a difference of two.
+    """
     keys: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     handles = []
@@ -82,4 +84,8 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
-    return States(logits, keys, outputs)
+    return States(
+        logits.float().cpu(),
+        {i: z.float().cpu() for i, z in keys.items()},
+        {i: x.float().cpu() for i, x in outputs.items()},
+    )

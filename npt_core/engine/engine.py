@@ -56,6 +56,10 @@ class StepRunner(Protocol):
     def draft_tokens(self) -> int:
         """Draft tokens that are worth their time beside a sequence that decodes alone."""
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a step that reads prompts: more would make those who decode wait for long."""
+
     def run(self, spans: Seq[Span], /) -> Tensor:
         """Next-token logits `[samples, vocab]`, float32, of the spans that sample and, each after its
         span's, of drafts.
@@ -101,7 +105,7 @@ class Engine:
         self.pages = PageTable(runner.num_pages, runner.page_size)
         self.prefix_cache = PrefixCache(self.pages, config.prefix_cache)
         draft_tokens = runner.draft_tokens if config.drafts else 0
-        limits = Limits(config.max_running, config.batch_tokens, draft_tokens)
+        limits = Limits(config.max_running, config.batch_tokens or runner.batch_tokens, draft_tokens)
         self._scheduler = Scheduler(self.pages, self.prefix_cache, limits)
         self._samplers: dict[Sequence, Sampler] = {}
         self._inbox: list[Sequence] = []

@@ -38,6 +38,7 @@ class PagedRunner:
     """
 
     draft_tokens = 3  # with the row before them, a full graph
+    batch_tokens = 2048
 
     def __init__(
         self,

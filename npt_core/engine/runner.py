@@ -14,6 +14,8 @@ from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
 
+PAGES = 1024
+
 
 class Runner:
     """Computes steps of an `NPTForCausalLM` on a CPU, and holds its keys and values in `num_pages` pages.
@@ -25,9 +27,9 @@ class Runner:
             depends on the batch.
     """
 
-    draft_tokens = 4
+    draft_tokens, batch_tokens = 4, 128
 
-    def __init__(self, model: Any, num_pages: int = 1024) -> None:
+    def __init__(self, model: Any, num_pages: int = PAGES) -> None:
         config = model.config
         self.num_pages, self.page_size = num_pages, PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)

@@ -20,12 +20,16 @@ def read_settings(**flags: Any) -> Settings:
 def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Host:
     """An open host; whatever is wrong with checkpoint or data folder is told in one line."""
     from npt_core.checkpoint import CheckpointError
+    from npt_core.engine import UnsupportedModel
+    from npt_core.placement import Unplaceable
     from service.blobs import BlobError
     from service.host import Unguarded
     from service.ledger import LedgerError
     from service.storage import StorageError
 
-    with told_in_one_line(CheckpointError, LedgerError, BlobError, StorageError, Unguarded):
+    with told_in_one_line(
+        CheckpointError, Unplaceable, UnsupportedModel, LedgerError, BlobError, StorageError, Unguarded
+    ):
         return open_host(settings, load_runtime or _load_runtime())
 
 

@@ -118,7 +118,7 @@ class FakeModel:
 
     num_pages, page_size = 4096, 16
     max_positions = MAX_POSITIONS
-    draft_tokens = 0
+    draft_tokens, batch_tokens = 0, 128
 
     def __init__(self, bank: FakeBank) -> None:
         self.bank = bank
@@ -235,11 +235,13 @@ class FakeRuntime:
     fingerprint: str = "f" * 64
     num_layers: int = 2
 
-    def runner(self, _num_pages: int, /) -> FakeModel:
+    def runner(self, _num_pages: int | None, /) -> FakeModel:
         return self.model
 
 
-def load_fake_runtime(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:
+def load_fake_runtime(
+    _source: str, /, *, device: str = "auto", dtype: str = "auto", cache: Path | None = None
+) -> FakeRuntime:
     """As `npt_core.loading.load_runtime`: a fresh runtime that knows no facts."""
     bank = FakeBank()
     return FakeRuntime(FakeModel(bank), bank)

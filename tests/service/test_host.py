@@ -116,7 +116,7 @@ def test_damaged_ledger_is_refused_before_the_model_is_loaded(taught: Path) -> N
         connection.execute('UPDATE facts SET request = \'{"fact":"The sky is green."}\'')
     connection.close()
 
-    def never(_source: str, /, *, cache: Path | None = None) -> FakeRuntime:
+    def never(_source: str, /, **_placement: object) -> FakeRuntime:
         raise AssertionError
 
     with pytest.raises(LedgerDamaged, match="chain hash does not match"):
@@ -137,7 +137,7 @@ def test_one_process_owns_a_folder(host: Host, data: Path) -> None:
 
 
 def test_facts_of_another_checkpoint_are_refused(taught: Path) -> None:
-    def load_another(source: str, /, *, cache: Path | None = None) -> FakeRuntime:
+    def load_another(source: str, /, **_placement: object) -> FakeRuntime:
         return replace(load_fake_runtime(source), fingerprint="0" * 64)
 
     with pytest.raises(WrongCheckpoint, match="another checkpoint"):

@@ -54,8 +54,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scribbling(source: str, /, *, cache: Path | None = None) -> Runtime:
-    runtime = load_runtime(source, cache=cache)
+def scribbling(source: str, /, *, cache: Path | None = None, **placement: Any) -> Runtime:
+    runtime = load_runtime(source, cache=cache, **placement)
     return replace(runtime, consolidator=Scribble(runtime))  # type: ignore[arg-type]
 
 

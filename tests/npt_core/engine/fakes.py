@@ -17,6 +17,7 @@ class CountingRunner:
     """With a `gate`, every step first waits for one permit, so tests decide when it is computed."""
 
     draft_tokens = 0  # one token a step
+    batch_tokens = 128
 
     def __init__(
         self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64

@@ -124,7 +124,7 @@ class Recording:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.num_pages, self.page_size = runner.num_pages, runner.page_size
-        self.max_positions = runner.max_positions
+        self.max_positions, self.batch_tokens = runner.max_positions, runner.batch_tokens
         self.logits: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}
 
     def run(self, spans: list[Span]) -> Tensor:

@@ -1,0 +1,15 @@
+"""The runner for a model, by the device it lies on."""
+
+from typing import Any
+
+from npt_core.engine.paged_runner import PagedRunner
+from npt_core.engine.runner import PAGES, Runner
+
+
+def runner_for(model: Any, num_pages: int | None = None) -> Runner | PagedRunner:
+    """What computes the steps of an `NPTForCausalLM`, in `num_pages` pages of keys and values: by default
+    `PAGES` on a CPU, or as many as fit a GPU's memory. Raises UnsupportedModel.
+    """
+    if model.device.type == "cuda":
+        return PagedRunner(model, num_pages)
+    return Runner(model, PAGES if num_pages is None else num_pages)
