@@ -28,6 +28,9 @@ from npt_core.prompts import PromptTemplate, template_for
 from npt_core.training.corpus import CorpusConfig
 from npt_core.training.plasticity import CalibrationSizes, calibration_text
 
+BANK_FILE = "bank.safetensors"
+"""Beside the weights: facts that a server of the checkpoint begins with."""
+
 FIRST_USE = CalibrationSizes(facts=200, documents=150, locality=60)
 """Smaller than a reference calibration: a foreign checkpoint should be ready within a minute on
 CPU.
@@ -51,6 +54,8 @@ class Runtime:
     template: PromptTemplate
     bank: Bank
     consolidator: Consolidator
+    bank_file: Path | None
+    """Facts that came with the checkpoint, as an export wrote them."""
     fingerprint: str
     """SHA-256 of configuration, weights and calibration, wherever it is kept: facts belong to all three."""
 
@@ -90,7 +95,7 @@ def load_runtime(
     model.to(placement.device).eval()
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
-    kept = None if cache is None else cache / fingerprint[:16]
+    kept = None if cache is None else kept_calibration(folder, cache)
     calibrated = _stored_calibration(folder)
     elsewhere = kept if calibrated is None else None
     if elsewhere is not None:
@@ -104,7 +109,9 @@ def load_runtime(
     _check_fit(model, calibrated)
     bank = Bank(model, calibrated.whitening).attach()
     consolidator = Consolidator(model, template, calibrated)
-    return Runtime(model, tokenizer, template, bank, consolidator, fingerprint)
+    bank_file = folder / BANK_FILE
+    brought = bank_file if bank_file.is_file() else None
+    return Runtime(model, tokenizer, template, bank, consolidator, brought, fingerprint)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -133,6 +140,11 @@ def fingerprint_of(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def kept_calibration(folder: Path, cache: Path) -> Path:
+    """Where the calibration of a checkpoint that came without one is kept."""
+    return cache / fingerprint_of(folder)[:16]
 
 
 def _joined(fingerprint: str, calibration: Path) -> str:

@@ -13,6 +13,7 @@ WriteError
 ├── Cancelled              whoever asked for the write wants it no more
 ├── TooManyWrites          as many writes wait as may
 ├── Contended              other replicas were always quicker
+├── NotExportable          a format cannot express what a version holds
 ├── OperationNotFound      no operation has this id
 ├── OperationEnded         it is too late to cancel it
 ├── OperationElsewhere     another replica works on it
@@ -109,6 +110,11 @@ class TooManyWrites(WriteError):
 class Contended(WriteError):
     def __init__(self, attempts: int) -> None:
         super().__init__(f"other replicas published first, {attempts} times in a row")
+
+
+class NotExportable(WriteError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
 
 
 class OperationNotFound(WriteError):

@@ -9,6 +9,7 @@ from npt_core.engine import Engine, EngineConfig, StepRunner, alone
 from npt_core.placement import Device, DType
 from service.access import Access
 from service.blobs import Blobs, BlobUnavailable, FolderBlobs
+from service.bringing import bring_in
 from service.housekeeping import Expiry, Housekeeping
 from service.ledger import FolderLock, Ledger, sqlite_url
 from service.ledger.api_keys import ApiKeys
@@ -44,6 +45,7 @@ class Host:
     runtime: Runtime
     engine: Engine
     ledger: Ledger
+    blobs: Blobs
     replica: Replica
     writer: Writer
     operations: Operations
@@ -146,6 +148,8 @@ def _prepared(
         cache=settings.data / CALIBRATION_FOLDER,
     )
     ledger.bind(runtime.fingerprint)
+    if runtime.bank_file is not None:
+        bring_in(runtime.bank_file, ledger, blobs, runtime.bank)
     replica = Replica(ledger, blobs, runtime.bank)
     replica.catch_up()
     return runtime, runtime.runner(settings.kv_pages), replica
@@ -195,6 +199,7 @@ def _assemble(
         runtime,
         engine,
         ledger,
+        blobs,
         replica,
         writer,
         operations,

@@ -88,6 +88,9 @@ FOLD_REFUSED = Kind(
     HTTPStatus.UNPROCESSABLE_ENTITY,
     "The fold would change other answers, so it was not made",
 )
+NOT_EXPORTABLE = Kind(
+    "npt:not-exportable", HTTPStatus.CONFLICT, "The format cannot express what the version holds"
+)
 OPERATION_NOT_FOUND = Kind("npt:operation-not-found", HTTPStatus.NOT_FOUND, "No such operation")
 OPERATION_ENDED = Kind(
     "npt:operation-ended", HTTPStatus.CONFLICT, "The operation cannot be cancelled any more"
@@ -148,6 +151,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     commands.RefusedInBatch: NOT_RECALLED,
     commands.Cancelled: CANCELLED,
     commands.Contended: CONTENDED,
+    commands.NotExportable: NOT_EXPORTABLE,
     commands.OperationNotFound: OPERATION_NOT_FOUND,
     commands.OperationEnded: OPERATION_ENDED,
     commands.OperationElsewhere: OPERATION_ELSEWHERE,

@@ -1,6 +1,7 @@
 """What the service needs of the model side; `npt_core.loading.Runtime` fits these shapes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -149,6 +150,9 @@ class Runtime(Protocol):
 
     @property
     def fold_writer(self) -> FoldWriter: ...
+
+    @property
+    def bank_file(self) -> Path | None: ...
 
     @property
     def fingerprint(self) -> str: ...

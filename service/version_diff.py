@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from service.commands import UnknownVersion
-from service.ledger import Fact, Ledger, Version
+from service.exports.contents import recorded
+from service.ledger import Fact, Ledger
 from service.replica import Replica
 from service.schemas.versions import Side, VersionDiff
 
@@ -14,8 +14,9 @@ def difference(ledger: Ledger, replica: Replica, first: int, second: int) -> Ver
 
     Raises:
         UnknownVersion: the ledger lacks one of them.
+        npt_core.engine.VersionGone: it was compacted beyond one of them.
     """
-    before, after = _found(ledger, first), _found(ledger, second)
+    before, after = recorded(ledger, first), recorded(ledger, second)
     knew, knows = ledger.live(first), ledger.live(second)
     was, is_ = (set(replica.load_fold(version.fold).facts) for version in (before, after))
     facts = ledger.facts_by_id(knew ^ knows)
@@ -28,13 +29,6 @@ def difference(ledger: Ledger, replica: Replica, first: int, second: int) -> Ver
         unfolded=sorted(was - is_),
         weights_version=ledger.newest,
     )
-
-
-def _found(ledger: Ledger, number: int) -> Version:
-    found = ledger.version(number)
-    if found is None:
-        raise UnknownVersion(number, ledger.newest)
-    return found
 
 
 def _side(facts: Mapping[str, Fact], ids: Collection[str]) -> Side:

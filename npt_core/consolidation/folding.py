@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from npt_core.bank import Bank, FactWeights
+from npt_core.consolidation.calibration import Calibration
 from npt_core.consolidation.consolidator import Consolidator, Stopwatch, Study, recall
 from npt_core.consolidation.errors import ConsolidationError
 from npt_core.consolidation.request import WriteRequest
@@ -66,7 +67,10 @@ class FoldWriter:
 
     def __init__(self, consolidator: Consolidator) -> None:
         self._consolidator = consolidator
-        self._calibration = consolidator.calibration
+
+    @property
+    def _calibration(self) -> Calibration:
+        return self._consolidator.calibration
 
     def deltas(self, facts: Mapping[str, FactWeights]) -> dict[int, Tensor]:
         """By layer, `Delta` `[d, d_ffn]` (float64) of `down_proj`: the same for the same facts."""

@@ -1,9 +1,12 @@
 """The /versions endpoints."""
 
+from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
 
 from service import problems
 from service.api.cursors import decode_cursor, encode_cursor
@@ -11,9 +14,16 @@ from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync,
 from service.api.documentation import ACCEPTED, REPLAYED, answers
 from service.api.operations import accepted
 from service.commands import UnknownVersion
+from service.exports.contents import contents
+from service.exports.lora import adapter_files
+from service.exports.merged import checkpoint_files
+from service.exports.safetensors_stream import streamed
+from service.exports.zipped import zipped
 from service.fact_requests import fold_command
+from service.host import CALIBRATION_FOLDER
 from service.ledger import Position
 from service.ledger.api_keys import Scope
+from service.middleware.version import HEADER
 from service.schemas.common import Page
 from service.schemas.operations import OperationOut
 from service.schemas.versions import (
@@ -67,10 +77,72 @@ def get_version(version: Number, host: HostDep) -> VersionAnswer:
     )
 
 
-@router.get("/{first}/diff/{second}", summary="What differs", responses=answers(problems.VERSION_NOT_FOUND))
+@router.get(
+    "/{first}/diff/{second}",
+    summary="What differs",
+    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE),
+)
 def diff_versions(first: Number, second: Number, host: HostDep) -> VersionDiff:
     """Between any two versions, in either direction."""
     return difference(host.ledger, host.replica, first, second)
+
+
+class ExportFormat(StrEnum):
+    """What a version is written as."""
+
+    SAFETENSORS = "safetensors"
+    PEFT = "peft"
+    MERGED = "merged"
+
+
+@router.get(
+    "/{version}/export",
+    summary="A version as a file",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The file, as it is made",
+            "content": {
+                media: {"schema": {"type": "string", "format": "binary"}}
+                for media in ("application/octet-stream", "application/zip")
+            },
+        },
+        **answers(
+            problems.VERSION_NOT_FOUND,
+            problems.VERSION_GONE,
+            problems.NOT_EXPORTABLE,
+            problems.BLOB_DAMAGED,
+        ),
+    },
+)
+def export_version(
+    version: Number,
+    host: HostDep,
+    format: Annotated[
+        ExportFormat,
+        Query(
+            description="safetensors: every column, factor and fold, with its facts; peft: a LoRA adapter, "
+            "where no fact is held as columns; merged: a checkpoint with folds in its weights and the bank "
+            "beside them, which `npt serve` loads"
+        ),
+    ] = ExportFormat.SAFETENSORS,
+) -> StreamingResponse:
+    """What is damaged or cannot be expressed is refused before the first byte is sent."""
+    held = contents(host.ledger, host.replica, host.blobs, version)
+    if format is ExportFormat.SAFETENSORS:
+        blocks = [*held.blocks(), *held.fold_blocks()]
+        return _file(streamed(blocks, held.metadata()), f"npt-v{version}.safetensors", version)
+    if format is ExportFormat.PEFT:
+        files = adapter_files(held, host.settings.model)
+        return _file(zipped(files), f"npt-v{version}-peft.zip", version)
+    files = checkpoint_files(held, host.settings.model, host.settings.data / CALIBRATION_FOLDER)
+    return _file(zipped(files), f"npt-v{version}-merged.zip", version)
+
+
+def _file(chunks: Iterator[bytes], name: str, version: int) -> StreamingResponse:
+    media = "application/zip" if name.endswith(".zip") else "application/octet-stream"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', HEADER: str(version)}
+    return StreamingResponse(chunks, media_type=media, headers=headers)
 
 
 @router.post(

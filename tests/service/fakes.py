@@ -232,6 +232,7 @@ class FakeRuntime:
     template: ByteTemplate = field(default_factory=ByteTemplate)
     consolidator: FakeConsolidator = field(default_factory=FakeConsolidator)
     fold_writer: FakeFoldWriter = field(default_factory=FakeFoldWriter)
+    bank_file: Path | None = None
     fingerprint: str = "f" * 64
     num_layers: int = 2
 

@@ -1,6 +1,6 @@
 """The service around a real, small, random NPT: versions, restarts, and a fact it cannot read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ class Scribble:
     def give_way(self, _pause: Callable[[], None], /) -> None:
         """It takes no time."""
 
+    def consolidate_all(self, requests: Sequence[WriteRequest], /) -> list[Consolidated]:
+        """Each for itself."""
+        return [self.consolidate(request) for request in requests]
+
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         config = self.runtime.model.config
         draws = torch.Generator().manual_seed(len(request.fact))
@@ -41,7 +45,7 @@ class Scribble:
             thresholds=torch.full((2,), -2.0),
             inputs=torch.randn(2, config.intermediate_size, generator=draws),
         )
-        return Consolidated(FactWeights({1: columns}), WriteReport(request.strategy))
+        return Consolidated(FactWeights({1: columns}), WriteReport(request.strategy, layers=(1,), columns=2))
 
 
 @pytest.fixture(scope="module")

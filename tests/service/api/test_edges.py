@@ -133,6 +133,7 @@ def test_problem_types_are_stable() -> None:
         "npt:ledger-damaged": 500,
         "npt:contended": 503,
         "npt:fold-refused": 422,
+        "npt:not-exportable": 409,
         "npt:operation-not-found": 404,
         "npt:operation-ended": 409,
         "npt:operation-elsewhere": 409,
