@@ -211,7 +211,7 @@ def _assemble(
     )
     _published(host)
     _watch(host)
-    replica.serve(engine.execute, lambda: _published(host))
+    replica.serve(partial(engine.execute, urgent=True), lambda: _published(host))
     housekeeping.start()
     return host
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from npt_core.bench.overhead import measure_overhead
 from npt_core.bench.peers import measure_continuous, measure_generate, measure_llama_cpp
 from npt_core.bench.plain import load_teacher, without_adapters
 from npt_core.bench.report import save
+from npt_core.bench.rollback import measure_rollback
 from npt_core.bench.roofline import measure_roofline
 from npt_core.bench.rows import (
     BEFORE,
@@ -39,6 +41,7 @@ from npt_core.convert import convert_npt_to_llama
 from npt_core.engine import alone
 from npt_core.loading import Runtime, load_runtime
 from npt_core.model import NPTForCausalLM
+from npt_core.placement import Device, DType
 
 Loads = dict[str, list[dict[str, Any]]]
 Contender = Callable[[int], Figures]
@@ -51,6 +54,8 @@ _LOOKUP_TOKENS = 10
 """What transformers' documentation takes for prompt lookup."""
 _ONE_STREAM = frozenset({UNDRAFTED, LOOKUP})
 """Contenders that differ from others at one stream alone, or take no more."""
+_UNDONE = (1, 100)
+"""Facts that a rollback takes back, of 1,000."""
 _LEAST_WRITING_S = 5.0
 """A few facts should land, at one a second."""
 
@@ -63,6 +68,8 @@ def run_bench(
     teacher: Path | None = None,
     columns: Sequence[int] = (0, 1000, 10000, 100000),
     tell: Tell = log.info,
+    device: Device = "auto",
+    dtype: DType = "auto",
 ) -> str:
     """Measures, writes `bench.json`, `bench.md` and `bench.png` into `out`, and returns the table.
 
@@ -71,31 +78,38 @@ def run_bench(
     Raises:
         CheckpointError: `model` or `teacher` cannot be loaded.
         ValueError: `teacher` is no plain Llama of the model's sizes.
+        Unplaceable: `device` or `dtype` cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="npt-bench-") as name:
         scratch = Path(name)
-        runtime = alone(load_runtime, model, cache=scratch)
+        runtime = alone(load_runtime, model, device=device, dtype=dtype, cache=scratch)
         if teacher is None:
             plain = alone(without_adapters, runtime.model)
         else:
             plain = alone(load_teacher, teacher, runtime.model)
-        results: dict[str, Any] = {"conditions": _conditions(model, teacher)}
+        results: dict[str, Any] = {"conditions": _conditions(model, teacher, runtime)}
         tell("start-up")
-        results["startup"] = measure_startup(model, scratch, max(streams))
+        results["startup"] = measure_startup(model, scratch, max(streams), device, dtype)
         contenders = _contenders(runtime, plain, scratch / "plain.gguf", seconds)
         loads = results["loads"] = _loads(contenders, streams, tell)
         results["overhead"] = _overhead(runtime, plain, streams, seconds, tell)
         results["columns"] = _columns(runtime, columns, seconds, tell)
+        results["rollback"] = _rollbacks(runtime, streams, seconds, tell)
         wait = max(2 * seconds, _LEAST_WRITING_S)
-        results["writing"] = _writing(model, scratch, loads, streams, wait, tell)
+        interfered = partial(measure_interference, model, scratch, device, dtype)
+        results["writing"] = _writing(interfered, loads, streams, wait, tell)
         tell("memory bandwidth")
         models = {NPT: runtime.model, PLAIN: plain, LLAMA_CPP: plain}
+        models = {name: served for name, served in models.items() if name in loads}
         results["roofline"] = alone(measure_roofline, models, loads, min(streams))
     return save(results, out)
 
 
-def _conditions(model: Path, teacher: Path | None) -> dict[str, Any]:
+def _conditions(model: Path, teacher: Path | None, runtime: Runtime) -> dict[str, Any]:
+    device = runtime.model.device
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(runtime.model.dtype).removeprefix("torch."),
         "model": str(model),
         "plain_llama": "the model without its adapters" if teacher is None else str(teacher),
         "torch": torch.__version__,
@@ -119,15 +133,18 @@ def _contenders(runtime: Runtime, plain: NPTForCausalLM, gguf: Path, seconds: fl
             _export(plain, runtime.tokenizer, gguf)
         return measure_llama_cpp(gguf, model.config.vocab_size, count, seconds)
 
-    return {
+    contenders: dict[str, Contender] = {
         NPT: partial(engine, model, runtime.bank),
         UNDRAFTED: partial(engine, model, runtime.bank, drafts=False),
         PLAIN: partial(engine, plain, Bank(plain, {})),
         GENERATE: lambda count: alone(measure_generate, model, count, seconds),
         LOOKUP: lambda count: alone(measure_generate, model, count, seconds, _LOOKUP_TOKENS),
         CONTINUOUS: lambda count: alone(measure_continuous, model, count, seconds),
-        LLAMA_CPP: lambda count: alone(llama_cpp, count),
     }
+    # The wheel of llama.cpp computes on the CPU, where this model is not.
+    if model.device.type == "cpu":
+        contenders[LLAMA_CPP] = lambda count: alone(llama_cpp, count)
+    return contenders
 
 
 def _export(plain: NPTForCausalLM, tokenizer: Any, path: Path) -> None:
@@ -173,13 +190,25 @@ def _columns(runtime: Runtime, columns: Sequence[int], seconds: float, tell: Tel
     return measure_columns(runtime, columns, _COLUMN_STREAMS, seconds)
 
 
+def _rollbacks(runtime: Runtime, streams: Sequence[int], seconds: float, tell: Tell) -> list[dict[str, Any]]:
+    found = []
+    for count, undone in product(streams, _UNDONE):
+        tell(f"rollback of {undone} facts beside {count} streams")
+        found.append(measure_rollback(runtime, count, undone, seconds))
+    return found
+
+
 def _writing(
-    model: Path, cache: Path, loads: Loads, streams: Sequence[int], seconds: float, tell: Tell
+    interfered: Callable[[int, float], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]],
+    loads: Loads,
+    streams: Sequence[int],
+    seconds: float,
+    tell: Tell,
 ) -> list[dict[str, Any]]:
     loads[BEFORE], loads[WRITING], outcomes = [], [], []
     for count in streams:
         tell(f"{WRITING}, {count} streams")
-        before, during, outcome = measure_interference(model, cache, count, seconds)
+        before, during, outcome = interfered(count, seconds)
         loads[BEFORE].append(before)
         loads[WRITING].append(during)
         outcomes.append(outcome)

@@ -10,16 +10,17 @@ from npt_core.bench.load import measure, running
 from npt_core.bench.writers import Writer
 from npt_core.engine import alone
 from npt_core.loading import load_runtime
+from npt_core.placement import Device, DType
 
 
 def measure_interference(
-    model: Path, cache: Path, streams: int, seconds: float
+    model: Path, cache: Path, device: Device, dtype: DType, streams: int, seconds: float
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures before the writer starts, figures beside it, and what it wrote.
 
     The model is loaded anew: every number of streams begins with an empty bank.
     """
-    runtime = alone(load_runtime, model, cache=cache)
+    runtime = alone(load_runtime, model, device=device, dtype=dtype, cache=cache)
     vocabulary = runtime.model.config.vocab_size
     with running(runtime.model, runtime.bank, streams) as engine:
         before = measure(engine, streams, vocabulary, seconds)

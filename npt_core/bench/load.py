@@ -14,17 +14,18 @@ from npt_core.engine import (
     Event,
     FinishEvent,
     GenerationRequest,
-    Runner,
     SamplingParams,
     TokenEvent,
     alone,
+    page_size_for,
+    runner_for,
 )
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 POSITIONS = PROMPT_TOKENS + NEW_TOKENS
-_LEAST_PAGES = 64
-_PAGES_PER_STREAM = POSITIONS // 8
-"""Twice what a stream needs at 16 tokens a page, so that no sequence is ever set back."""
+_LEAST_TOKENS = 1024
+_TOKENS_PER_STREAM = 2 * POSITIONS
+"""Twice what a stream needs, so that no sequence is ever set back."""
 
 
 def prompts(count: int, vocabulary: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -39,7 +40,8 @@ def running(model: Any, bank: Any, streams: int, drafts: bool = True) -> Iterato
 
     The weights are laid out on a thread that ends: see `alone`.
     """
-    runner = alone(Runner, model, max(_LEAST_PAGES, streams * _PAGES_PER_STREAM))
+    tokens = max(_LEAST_TOKENS, streams * _TOKENS_PER_STREAM)
+    runner = alone(runner_for, model, -(-tokens // page_size_for(model)))
     most = max(EngineConfig().max_running, streams)
     engine = Engine(runner, bank, (), EngineConfig(max_running=most, drafts=drafts))
     try:

@@ -42,7 +42,7 @@ def measure_generate(model: Any, streams: int, seconds: float, drafts: int | Non
     config.prompt_lookup_num_tokens = drafts
 
     def answered(seed: int) -> list[Timeline]:
-        ids = torch.tensor(prompts(streams, model.config.vocab_size, seed))
+        ids = torch.tensor(prompts(streams, model.config.vocab_size, seed), device=model.device)
         watch = _Stopwatch()
         mask = torch.ones_like(ids)
         model.generate(ids, attention_mask=mask, generation_config=config, streamer=watch)

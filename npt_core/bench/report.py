@@ -25,6 +25,7 @@ def table(results: Mapping[str, Any]) -> str:
         _overhead(results.get("overhead", ())),
         _roofline(results["roofline"]) if "roofline" in results else "",
         _writing(results.get("writing", ())),
+        _rollbacks(results.get("rollback", ())),
         _columns(results.get("columns", ())),
         _startup(results["startup"]) if "startup" in results else "",
         _plain(results.get("conditions", {})),
@@ -117,6 +118,28 @@ def _writing(found: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
+def _rollbacks(found: Iterable[Mapping[str, Any]]) -> str:
+    return _table(
+        [
+            "beside streams",
+            "facts taken back, of 1,000",
+            "rollbacks",
+            "in force after p50 / p99 / max ms",
+            "bank pause p50, max ms",
+        ],
+        [
+            (
+                line["streams"],
+                line["undone"],
+                line["rollbacks"],
+                " / ".join(_ms(line[f"effective_{q}_s"], 2) for q in ("p50", "p99", "max")),
+                f"{_ms(line['pause_p50_s'], 2)}, {_ms(line['pause_max_s'], 2)}",
+            )
+            for line in found
+        ],
+    )
+
+
 def _columns(found: Iterable[Mapping[str, Any]]) -> str:
     return _table(
         ["columns in each plastic layer", "tokens/s", "between tokens p50 ms", "slower than none"],
@@ -137,8 +160,12 @@ def _startup(found: Mapping[str, Any]) -> str:
         f"Start-up of a fresh process: imports done after {found['imports_s']:.1f} s, the model loaded "
         f"after {found['loaded_s']:.1f} s, the first token after {found['first_token_s']:.1f} s. Peak "
         f"memory: {_mega(found['idle_peak_bytes'])} MB, and {_mega(found['peak_bytes'])} MB after "
-        f"{found['streams']} streams at once."
+        f"{found['streams']} streams at once{_gpu(found)}."
     )
+
+
+def _gpu(found: Mapping[str, Any]) -> str:
+    return f"; of the GPU {_mega(found['gpu_peak_bytes'])} MB" if "gpu_peak_bytes" in found else ""
 
 
 def _plain(conditions: Mapping[str, Any]) -> str:

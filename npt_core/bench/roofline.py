@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from npt_core.bench.load import NEW_TOKENS, PROMPT_TOKENS
 from npt_core.model import NPTForCausalLM
@@ -35,7 +36,8 @@ def measure_roofline(
     A share above 1 means that the weights come from a cache.
     """
     largest = max(weight_bytes(model) for model in models.values())
-    bandwidth = measure_bandwidth(largest)
+    device = next(iter(models.values())).device
+    bandwidth = measure_bandwidth(largest, device)
     lines = []
     for name, model in models.items():
         moved = bytes_per_token(model, streams)
@@ -54,12 +56,16 @@ def measure_roofline(
     return {"streams": streams, "bandwidth": asdict(bandwidth), "lines": lines}
 
 
-def measure_bandwidth(model_bytes: int) -> Bandwidth:
-    """Takes 1 GiB for a moment."""
-    big = torch.ones(_BIG // 4)
-    memory = _BIG / _least_seconds(lambda: big.sum(), _REPEATS)
-    small = torch.ones(max(model_bytes // 4, 1))
-    resident = 4 * len(small) / _least_seconds(lambda: small.sum(), 10 * _REPEATS)
+def measure_bandwidth(model_bytes: int, device: torch.device) -> Bandwidth:
+    """That of `device`; takes 1 GiB of it for a moment."""
+
+    def summed(array: Tensor) -> None:
+        float(array.sum())  # waits for a GPU
+
+    big = torch.ones(_BIG // 4, device=device)
+    memory = _BIG / _least_seconds(lambda: summed(big), _REPEATS)
+    small = torch.ones(max(model_bytes // 4, 1), device=device)
+    resident = 4 * len(small) / _least_seconds(lambda: summed(small), 10 * _REPEATS)
     return Bandwidth(memory, resident)
 
 

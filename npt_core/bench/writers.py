@@ -63,7 +63,8 @@ class Writer:
         except ConsolidationError:
             outcome.refused += 1
             return
-        outcome.publications.append(self._engine.execute(lambda: self._publish(fact, consolidated.weights)))
+        paused = self._engine.execute(lambda: self._publish(fact, consolidated.weights), urgent=True)
+        outcome.publications.append(paused)
         outcome.written += 1
 
     def _publish(self, fact: str, weights: FactWeights) -> float:

@@ -24,7 +24,8 @@ SAVINGS = 20
 
 
 class Background:
-    """Jobs, one after the other, in a share of the time beside steps, and all of it without steps.
+    """Jobs, one after the other, in a share of the time beside steps, and all of it without steps. What is
+    urgent goes before all of them, between two pieces if need be, and owes nothing.
 
     `due` tells whether a step waits. `add` may be called from any thread, the rest from one.
     """
@@ -35,6 +36,7 @@ class Background:
         self._allowance = share / (1 - share)  # seconds of pieces for each second of steps
         self._due = due
         self._jobs: deque[Callable[[], None]] = deque()
+        self._urgent: deque[Callable[[], None]] = deque()
         self._running: greenlet | None = None
         self._steps = getcurrent()  # where `advance` was called
         self._credit = 0.0
@@ -45,9 +47,9 @@ class Background:
     @property
     def pending(self) -> bool:
         """Whether a job waits or is half done."""
-        return self._running is not None or bool(self._jobs)
+        return self._running is not None or bool(self._jobs) or bool(self._urgent)
 
-    def add(self, work: Callable[[], T]) -> "Future[T]":
+    def add(self, work: Callable[[], T], urgent: bool = False) -> "Future[T]":
         """Queue `work`; what it returns or raises is the outcome of the future."""
         outcome: Future[T] = Future()
 
@@ -59,7 +61,7 @@ class Background:
             else:
                 outcome.set_result(result)
 
-        self._jobs.append(job)
+        (self._urgent if urgent else self._jobs).append(job)
         return outcome
 
     def pause(self) -> None:
@@ -67,7 +69,9 @@ class Background:
         running = self._running
         if running is None or getcurrent() is not running:
             return
-        if self._deadline is None:
+        if self._urgent:
+            leave = True
+        elif self._deadline is None:
             leave = self._due()
         else:
             now = time.perf_counter()
@@ -93,6 +97,7 @@ class Background:
         noticed of writing is the share it takes, and hardly in the slowest tokens. Where all steps are
         alike, savings run over and are spent at once.
         """
+        self._attend()
         if not self.pending:
             return
         if not busy:
@@ -112,9 +117,16 @@ class Background:
         """Compute every job to its end."""
         self._deadline = float("inf")
         while self.pending:
+            self._attend()
             self._resume()
 
+    def _attend(self) -> None:
+        while self._urgent:
+            self._urgent.popleft()()
+
     def _resume(self) -> None:
+        if self._running is None and not self._jobs:
+            return
         if self._running is None:
             self._running = greenlet(self._jobs.popleft())
         self._steps = getcurrent()

@@ -171,17 +171,18 @@ class Engine:
         with self._changed:
             return min((s.version for s in (*self._samplers, *self._inbox)), default=None)
 
-    def execute(self, work: Callable[[], T]) -> T:
+    def execute(self, work: Callable[[], T], urgent: bool = False) -> T:
         """What `work` returns or raises, computed on the engine's thread between steps. Thread-safe.
 
-        Where `work` calls `pause`, steps go first. Raises EngineClosed after `close`.
+        Where `work` calls `pause`, steps go first. What is `urgent`, such as a publication, is done as soon
+        as the current step ends, even where other work is half done. Raises EngineClosed after `close`.
         """
         if threading.current_thread() is self._thread:
             return work()
         with self._changed:
             if self._closing:
                 raise EngineClosed
-            outcome = self._background.add(work)
+            outcome = self._background.add(work, urgent)
             self._changed.notify()
         return outcome.result()
 

@@ -2,8 +2,15 @@
 
 from typing import Any
 
+from npt_core.engine.page_table import PAGE
+from npt_core.engine.paged_attention import PAGE_SIZE
 from npt_core.engine.paged_runner import PagedRunner
 from npt_core.engine.runner import PAGES, Runner
+
+
+def page_size_for(model: Any) -> int:
+    """Tokens of a page of the runner for `model`."""
+    return PAGE_SIZE if model.device.type == "cuda" else PAGE
 
 
 def runner_for(model: Any, num_pages: int | None = None) -> Runner | PagedRunner:

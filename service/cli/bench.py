@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -22,6 +22,8 @@ def command(
     streams: Annotated[str, typer.Option(help="Numbers of streams, with commas.")] = "1,4,16,64",
     seconds: Annotated[float, typer.Option(min=0.1, help="Least seconds a measurement.")] = 5.0,
     url: Annotated[str | None, typer.Option(help="Load this running server instead of a model here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     writes: Annotated[
         bool, typer.Option("--writes", help="With --url: again with a fact every second. They stay there.")
     ] = False,
@@ -38,6 +40,8 @@ def command(
 
     from npt_core.bench.bench import run_bench
     from npt_core.checkpoint import CheckpointError
+    from npt_core.engine import UnsupportedModel
+    from npt_core.placement import Device, DType, Unplaceable
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # `generate` warns at every call that no end token will stop it.
@@ -45,8 +49,9 @@ def command(
     def tell(what: str) -> None:
         typer.echo(what, err=True)
 
-    with told_in_one_line(CheckpointError, ValueError, OSError):
-        typer.echo(run_bench(model, out, counts, seconds, teacher, tell=tell))
+    placement = {"device": _one_of(device, Device, "--device"), "dtype": _one_of(dtype, DType, "--dtype")}
+    with told_in_one_line(CheckpointError, Unplaceable, UnsupportedModel, ValueError, OSError):
+        typer.echo(run_bench(model, out, counts, seconds, teacher, tell=tell, **placement))
 
 
 def _load_server(url: str, counts: Sequence[int], seconds: float, writes: bool, out: Path) -> None:
@@ -56,6 +61,12 @@ def _load_server(url: str, counts: Sequence[int], seconds: float, writes: bool, 
 
     with told_in_one_line(ClientError, OSError):
         typer.echo(save(asyncio.run(measure_server(url, counts, seconds, writes)), out))
+
+
+def _one_of(value: str, choices: Any, option: str) -> Any:
+    if value not in get_args(choices):
+        fail(f"{option} {value!r} is none of {', '.join(get_args(choices))}")
+    return value
 
 
 def _counts(streams: str) -> tuple[int, ...]:

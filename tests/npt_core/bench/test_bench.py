@@ -57,6 +57,11 @@ def test_every_measurement_is_in_the_results(
     assert [line["columns_per_layer"] for line in results["columns"]] == [0, 5]
     writing = results["writing"][-1]
     assert writing["written"] + sum(writing["refused"].values()) == len(writing["write_s"]) >= 1
+    undone = [(line["streams"], line["undone"]) for line in results["rollback"]]
+    assert undone == [(1, 1), (1, 100), (2, 1), (2, 100)]
+    for line in results["rollback"]:
+        assert line["rollbacks"] >= 2
+        assert 0 < line["pause_p50_s"] <= line["effective_p50_s"] <= line["effective_max_s"]
     startup = results["startup"]
     assert 0 < startup["imports_s"] < startup["loaded_s"] < startup["first_token_s"]
     assert 0 < startup["idle_peak_bytes"] <= startup["peak_bytes"]

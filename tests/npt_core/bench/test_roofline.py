@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from npt_core.bench.load import NEW_TOKENS, PROMPT_TOKENS
 from npt_core.bench.plain import without_adapters
@@ -26,5 +27,5 @@ def test_streams_share_the_weights_and_not_the_cache() -> None:
 
 def test_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("npt_core.bench.roofline._BIG", 2**22)
-    found = measure_bandwidth(2**20)
+    found = measure_bandwidth(2**20, torch.device("cpu"))
     assert min(found.memory, found.resident) > 1e6

@@ -189,3 +189,37 @@ def test_work_begun_before_the_end_is_finished_and_none_is_begun_after(engine: E
     assert outcome == ["written"]
     with pytest.raises(EngineClosed):
         engine.execute(lambda: None)
+
+
+def test_what_is_urgent_goes_between_two_pieces_of_what_runs() -> None:
+    background, trace = Background(0.5, lambda: False), list[str]()
+
+    def job() -> None:
+        for piece in "abc":
+            trace.append(piece)
+            if piece == "a":
+                background.add(lambda: trace.append("first"), urgent=True)
+                background.add(lambda: trace.append("second"), urgent=True)
+            background.pause()
+
+    background.add(job)
+    background.add(lambda: trace.append("later"))
+    while background.pending:
+        background.advance(busy=False)
+    assert trace == ["a", "first", "second", "b", "c", "later"]
+
+
+def test_what_is_urgent_needs_no_savings_and_is_done_before_the_end() -> None:
+    background, done = Background(0.1, lambda: True), list[str]()
+    pieces = counting(background)
+    background.earn(1.0)
+    background._credit = 0.0
+    background.add(lambda: done.append("published"), urgent=True)
+    background.advance(busy=True)
+    assert done == ["published"]
+    assert pieces == [0]
+    other = Background(0.1, lambda: True)
+    other.add(lambda: done.append("job"))
+    other.add(lambda: done.append("urgent"), urgent=True)
+    other.finish()
+    assert done == ["published", "urgent", "job"]
