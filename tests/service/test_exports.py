@@ -68,8 +68,8 @@ class WithScribble:
         return self.real.fold_writer
 
 
-def scribbling(source: str, /, *, cache: Path | None = None) -> Shape:
-    return WithScribble(load_runtime(source, cache=cache))  # type: ignore[return-value]
+def scribbling(source: str, /, **how: Any) -> Shape:
+    return WithScribble(load_runtime(source, **how))  # type: ignore[return-value]
 
 
 def opened(model: Path, data: Path) -> Host:
