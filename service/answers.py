@@ -29,6 +29,10 @@ PING_S = 15.0
 """Proxies drop a silent connection after half a minute or more."""
 
 
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""As FastAPI sets them on its own event streams: no cache or proxy may hold events back."""
+
+
 @dataclass(slots=True)
 class _Sequence:
     text: list[str] = field(default_factory=list)
@@ -125,9 +129,7 @@ class StreamedAnswer(EventSourceResponse):
     """
 
     def __init__(self, running: Running, headers: dict[str, str]) -> None:
-        # As FastAPI sets them on its own event streams: no cache or proxy may hold events back.
-        unbuffered = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_kept_alive(_events(running)), headers={**headers, **unbuffered})
+        super().__init__(kept_alive(_events(running)), headers={**headers, **UNBUFFERED})
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +162,7 @@ def _chunk(answer: Answer, piece: Piece | End) -> TokenChunk | None:
     return TokenChunk(index=piece.index, text=piece.text, logprobs=logprobs)
 
 
-async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """`events`, with a comment whenever none came for a while."""
     upcoming = asyncio.ensure_future(anext(events, None))
     try:

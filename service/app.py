@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from service import problems
-from service.api import audit, facts, generate, health, operations, versions
+from service.api import audit, facts, generate, health, openai, operations, versions
 from service.api.documentation import answers
 from service.host import Host
 from service.middleware.access_log import AccessLog
@@ -28,6 +28,10 @@ DESCRIPTION = (
 )
 
 
+_ANYWHERE = (problems.INVALID, problems.INTERNAL)
+_WITH_KEYS = (problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.RATE)
+
+
 def create_api() -> FastAPI:
     """The routes alone: enough to describe them, or to serve a host put into `state.host`."""
     app = FastAPI(
@@ -36,7 +40,6 @@ def create_api() -> FastAPI:
         description=DESCRIPTION,
         generate_unique_id_function=_operation_id,
         redoc_url=None,
-        responses=answers(problems.INVALID, problems.INTERNAL),
     )
     for router in (
         generate.router,
@@ -47,10 +50,9 @@ def create_api() -> FastAPI:
         operations.router,
         audit.router,
     ):
-        app.include_router(
-            router, responses=answers(problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.RATE)
-        )
-    app.include_router(health.router)
+        app.include_router(router, responses=answers(*_ANYWHERE, *_WITH_KEYS))
+    app.include_router(openai.router)
+    app.include_router(health.router, responses=answers(*_ANYWHERE))
     problems.install(app)
     return app
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
@@ -14,6 +14,7 @@ from npt_core.engine import (
     FinishReason,
     GenerationRequest,
     QueueFull,
+    SamplingParams,
     Stream,
     TokenEvent,
 )
@@ -21,7 +22,6 @@ from service.host import Host
 from service.metrics import Metrics
 from service.request_errors import VersionNotReached
 from service.runtime import Template
-from service.schemas.generate import GenerateIn
 from service.text.answer import AnswerText
 
 
@@ -40,6 +40,22 @@ class End:
 
     index: int
     reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What any dialect asks for. `prompt` is text as the template wrote it, or token ids."""
+
+    prompt: str | tuple[int, ...]
+    sampling: SamplingParams
+    stops: Sequence[str] = ()
+    weights_version: int | None = None
+    min_weights_version: int | None = None
+    modulation_scale: float | None = None
+
+    def at(self, version: int | None) -> "Asked":
+        """The same, at a version."""
+        return replace(self, weights_version=version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +94,7 @@ class Running:
             yield End(event.index, FinishReason.STOP if text.has_stopped() else event.reason)
 
 
-async def admit(host: Host, asked: GenerateIn) -> Running:
+async def admit(host: Host, asked: Asked) -> Running:
     """Submit a request to the engine, at the version it asks for.
 
     Raises:
@@ -90,10 +106,14 @@ async def admit(host: Host, asked: GenerateIn) -> Running:
         raise VersionNotReached(least, host.version)
     template = host.runtime.template
     # Off the event loop: a megabyte of text takes the tokenizer a while.
-    prompt_ids = await to_thread.run_sync(_encode, template, asked)
+    prompt = asked.prompt
+    if isinstance(prompt, str):
+        prompt_ids = tuple(await to_thread.run_sync(template.encode, prompt))
+    else:
+        prompt_ids = prompt
     request = GenerationRequest(
         prompt_ids,
-        asked.sampling(),
+        asked.sampling,
         asked.weights_version,
         asked.modulation_scale,
         time.monotonic() + host.settings.request_timeout_s,
@@ -104,11 +124,7 @@ async def admit(host: Host, asked: GenerateIn) -> Running:
         host.metrics.rejections.labels("queue_full").inc()
         raise
     host.metrics.prompt_tokens.inc(len(prompt_ids))
-    return Running(stream, template, prompt_ids, asked.stop, asked.n, host.metrics)
-
-
-def _encode(template: Template, asked: GenerateIn) -> tuple[int, ...]:
-    return tuple(template.encode(template.with_context(asked.prompt, asked.context)))
+    return Running(stream, template, prompt_ids, asked.stops, asked.sampling.n, host.metrics)
 
 
 async def _observed(stream: Stream, n: int, metrics: Metrics) -> AsyncIterator[Event]:

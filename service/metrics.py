@@ -1,5 +1,6 @@
 """What is counted and timed, by name; each application has a registry of its own."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -25,6 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.started = time.time()
         self._measure_requests()
         self._measure_generation()
         self._measure_facts()

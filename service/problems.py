@@ -11,10 +11,13 @@ from starlette.exceptions import HTTPException
 
 from npt_core import consolidation, engine
 from service import access, blobs, commands, ledger, storage
-from service.request_errors import FailedGeneration, MalformedHeader, VersionNotReached
+from service.request_errors import FailedGeneration, MalformedHeader, UnknownModel, VersionNotReached
+from service.schemas import openai
 from service.schemas.problem import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
+OPENAI = "/v1/"
+"""Below it errors have OpenAI's shape."""
 RETRY_AFTER_S = 1
 """Queues here drain in seconds."""
 
@@ -40,6 +43,7 @@ FOREIGN_HOST = Kind(
 TOO_LARGE = Kind("npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request body is too large")
 INTERNAL = Kind("npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why")
 FACT_NOT_FOUND = Kind("npt:fact-not-found", HTTPStatus.NOT_FOUND, "No such fact")
+MODEL_NOT_FOUND = Kind("npt:model-not-found", HTTPStatus.NOT_FOUND, "No such model")
 VERSION_NOT_FOUND = Kind("npt:version-not-found", HTTPStatus.NOT_FOUND, "No such version")
 VERSION_GONE = Kind("npt:version-gone", HTTPStatus.GONE, "The version is no longer kept")
 RETRACTED = Kind("npt:fact-already-retracted", HTTPStatus.CONFLICT, "The fact is retracted already")
@@ -121,6 +125,7 @@ BLOB_DAMAGED = Kind(
 
 TABLE: Mapping[type[Exception], Kind] = {
     MalformedHeader: MALFORMED,
+    UnknownModel: MODEL_NOT_FOUND,
     VersionNotReached: NOT_REACHED,
     FailedGeneration: INTERNAL,
     engine.InvalidSampling: INVALID,
@@ -236,12 +241,44 @@ def respond(request: Request, problem: Problem, headers: Mapping[str, str] = {})
         }
     )
     retry = {"Retry-After": str(RETRY_AFTER_S)} if problem.type in _RETRIED else {}
+    if request.scope["path"].startswith(OPENAI):
+        return Response(
+            openai_error(complete).model_dump_json(),
+            status_code=_openai_status(complete.status),
+            media_type="application/json",
+            headers={**retry, **headers},
+        )
     return Response(
         complete.model_dump_json(exclude_none=True),
         status_code=problem.status,
         media_type=MEDIA_TYPE,
         headers={**retry, **headers},
     )
+
+
+def openai_error(problem: Problem) -> openai.Error:
+    """A problem in OpenAI's shape: its detail, its type as the code, the first field as the parameter."""
+    special = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    usual = "server_error" if problem.status >= 500 else "invalid_request_error"
+    own = problem.type.partition(":")[2].replace("-", "_")
+    return openai.Error(
+        error=openai.ErrorBody(
+            message=problem.detail or problem.title,
+            type=special.get(problem.status, usual),
+            param=problem.errors[0].field if problem.errors else None,
+            code="context_length_exceeded" if problem.type == PROMPT_TOO_LONG.type else own,
+        )
+    )
+
+
+def _openai_status(status: int) -> int:
+    """OpenAI answers 400 where a request does not fit its schema."""
+    return 400 if status == 422 else status
+
+
+def example_of(kind: Kind) -> Problem:
+    """A problem of this kind without particulars."""
+    return _problem(kind)
 
 
 def access_headers(error: Exception) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 RequestError
 ├── MalformedHeader     a header that cannot be read
+├── UnknownModel        another model than the one that is served
 ├── VersionNotReached   `min_weights_version` was not published in time
 └── FailedGeneration    the engine failed while it answered
 """
@@ -14,6 +15,11 @@ class RequestError(Exception):
 class MalformedHeader(RequestError):
     def __init__(self, header: str, reason: str) -> None:
         super().__init__(f"{header} {reason}")
+
+
+class UnknownModel(RequestError):
+    def __init__(self, wanted: str, served: str) -> None:
+        super().__init__(f"model {wanted} is not served here, {served} is")
 
 
 class VersionNotReached(RequestError):

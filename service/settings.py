@@ -75,6 +75,11 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: the name of its folder, or its hub id."""
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
     @field_validator("database_url")
     @classmethod
     def _is_known_database(cls, url: str | None) -> str | None:

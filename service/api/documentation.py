@@ -3,7 +3,8 @@
 from collections import defaultdict
 from typing import Any
 
-from service.problems import MEDIA_TYPE, Kind
+from service.problems import FORBIDDEN, MEDIA_TYPE, RATE, UNAUTHENTICATED, Kind, example_of, openai_error
+from service.schemas.openai import Error
 
 
 def _header(description: str, example: str) -> dict[str, Any]:
@@ -27,6 +28,24 @@ def answers(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     for kind in kinds:
         by_status[int(kind.status)].append(kind)
     return {status: _entry(found) for status, found in by_status.items()}
+
+
+def openai_answers(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    """As `answers`, in OpenAI's shape."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for kind in (*kinds, UNAUTHENTICATED, FORBIDDEN, RATE):
+        status = 400 if kind.status == 422 else int(kind.status)
+        entry = found.setdefault(
+            status,
+            {
+                "model": Error,
+                "description": kind.title,
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        example = openai_error(example_of(kind)).model_dump()
+        entry["content"]["application/json"]["examples"][kind.type] = {"value": example}
+    return found
 
 
 def _entry(kinds: list[Kind]) -> dict[str, Any]:

@@ -1,17 +1,13 @@
 """POST /generate."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from fastapi import APIRouter, Request, Response
 
-from npt_core.engine import Stream
 from service import problems
 from service.answers import StreamedAnswer, whole
 from service.api.dependencies import HostDep, needs
 from service.api.documentation import answers
-from service.generation import admit
+from service.disconnect import ended_with_its_client
+from service.generation import Asked, admit
 from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
 from service.schemas.generate import GenerateIn, GenerateOut
@@ -50,27 +46,20 @@ async def generate(
 ) -> GenerateOut | StreamedAnswer:
     """The prompt is answered at one weights version from its first token to its last, whatever is
     written meanwhile: the newest, or the one it names."""
-    running = await admit(host, asked)
+    running = await admit(
+        host,
+        Asked(
+            host.runtime.template.with_context(asked.prompt, asked.context),
+            asked.sampling(),
+            asked.stop,
+            asked.weights_version,
+            asked.min_weights_version,
+            asked.modulation_scale,
+        ),
+    )
     headers = {HEADER: str(running.weights_version)}
     if asked.stream:
         return StreamedAnswer(running, headers)
     response.headers.update(headers)
-    async with _ended_with_its_client(request, running.stream):
+    async with ended_with_its_client(request, running.stream.cancel):
         return await whole(running)
-
-
-@asynccontextmanager
-async def _ended_with_its_client(request: Request, stream: Stream) -> AsyncIterator[None]:
-    """Stop generating when nobody waits for the answer any more."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        stream.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
-        stream.cancel()

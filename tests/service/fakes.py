@@ -46,6 +46,11 @@ class ByteTemplate:
     def with_context(self, prompt: str, context: Sequence[str]) -> str:
         return f"Context: {'; '.join(context)}\n{prompt}" if context else prompt
 
+    def chat(self, messages: Sequence[dict[str, str]]) -> str:
+        context = [m["content"] for m in messages if m["role"] == "system"]
+        turns = [f"{m['role']}: {m['content']}" for m in messages if m["role"] != "system"]
+        return self.with_context(" ".join([*turns, "assistant:"]), context)
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -110,6 +110,7 @@ def test_problem_types_are_stable() -> None:
         "npt:forbidden": 403,
         "npt:rate-limited": 429,
         "npt:not-found": 404,
+        "npt:model-not-found": 404,
         "npt:fact-not-found": 404,
         "npt:version-gone": 410,
         "npt:version-not-found": 404,
