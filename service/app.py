@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 
 from service import problems
 from service.api import audit, facts, generate, health, openai, operations, versions
-from service.api.documentation import answers
+from service.api.documentation import answers, completed
 from service.host import Host
 from service.middleware.access_log import AccessLog
 from service.middleware.authentication import Authentication
@@ -27,6 +27,16 @@ DESCRIPTION = (
     "(RFC 9457) with stable types."
 )
 
+TAGS = {
+    "generate": "Answers, each by exactly one weights version.",
+    "facts": "Teach, find and retract facts.",
+    "versions": "The history of the weights: compare, export, fold, roll back.",
+    "operations": "Writes whose clients do not wait.",
+    "openai": "The dialect of OpenAI's clients.",
+    "audit": "Who did what.",
+    "health": "For orchestrators and Prometheus.",
+}
+
 
 _ANYWHERE = (problems.INVALID, problems.INTERNAL)
 _WITH_KEYS = (problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.RATE)
@@ -38,6 +48,8 @@ def create_api() -> FastAPI:
         title=TITLE,
         version=API_VERSION,
         description=DESCRIPTION,
+        license_info={"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         generate_unique_id_function=_operation_id,
         redoc_url=None,
     )
@@ -54,6 +66,8 @@ def create_api() -> FastAPI:
     app.include_router(openai.router)
     app.include_router(health.router, responses=answers(*_ANYWHERE))
     problems.install(app)
+    described = app.openapi
+    app.openapi = lambda: completed(described())  # type: ignore[method-assign]
     return app
 
 

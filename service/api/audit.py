@@ -1,11 +1,9 @@
 """GET /audit: who did what."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from service import problems
-from service.api.cursors import decode_cursor, encode_cursor
+from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import HostDep, needs
 from service.api.documentation import answers
 from service.ledger import Position
@@ -15,14 +13,12 @@ from service.schemas.common import Page
 
 router = APIRouter(tags=["audit"], dependencies=[needs(Scope.ADMIN, Scope.ADMIN)])
 
-MAX_PAGE = 1000
-
 
 @router.get("/audit", summary="Who did what", responses=answers(problems.INVALID))
 def list_audit(
     host: HostDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: PageSize = 100,
+    cursor: Cursor = None,
 ) -> Page[AuditOut]:
     """Oldest first. Each entry's hash covers the one before, so none can be changed or left out."""
     after = 0 if cursor is None else decode_cursor(cursor).version

@@ -2,9 +2,18 @@
 
 import base64
 import binascii
+from typing import Annotated
+
+from fastapi import Query
 
 from service.commands import InvalidField
 from service.ledger import Position
+
+MAX_PAGE = 1000
+PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="entries to a page")]
+Cursor = Annotated[
+    str | None, Query(max_length=200, description="`next_cursor` of the page before; absent: the first page")
+]
 
 SQL_INTEGERS = 2**63
 """What a database can compare a version with."""

@@ -3,8 +3,19 @@
 from collections import defaultdict
 from typing import Any
 
-from service.problems import FORBIDDEN, MEDIA_TYPE, RATE, UNAUTHENTICATED, Kind, example_of, openai_error
+from service.examples import EXAMPLES
+from service.problems import (
+    FORBIDDEN,
+    MEDIA_TYPE,
+    OPENAI,
+    RATE,
+    UNAUTHENTICATED,
+    Kind,
+    example_of,
+    openai_error,
+)
 from service.schemas.openai import Error
+from service.schemas.problem import Problem
 
 
 def _header(description: str, example: str) -> dict[str, Any]:
@@ -65,3 +76,30 @@ def _entry(kinds: list[Kind]) -> dict[str, Any]:
 
 def _example(kind: Kind) -> dict[str, Any]:
     return {"type": kind.type, "title": kind.title, "status": int(kind.status)}
+
+
+def completed(described: dict[str, Any]) -> dict[str, Any]:
+    """What FastAPI makes of the routes, with problems as we answer them, and an example for each body."""
+    schemas = described["components"]["schemas"]
+    own = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(own.pop("$defs", {}))
+    schemas["Problem"] = own
+    for path, methods in described["paths"].items():
+        if path.startswith(OPENAI):  # OpenAI answers 400 where others answer 422
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+                _restore_nulls(operation["responses"])
+    # FastAPI's own error shape, which no endpoint here answers with.
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for name in EXAMPLES.keys() & schemas.keys():
+        schemas[name]["examples"] = [EXAMPLES[name]]
+    described["components"]["schemas"] = dict(sorted(schemas.items()))
+    return described
+
+
+def _restore_nulls(responses: dict[str, Any]) -> None:
+    """FastAPI leaves out what is null, in examples, too; OpenAI's errors always name a `param`."""
+    for response in responses.values():
+        for example in response["content"].get("application/json", {}).get("examples", {}).values():
+            example["value"]["error"].setdefault("param", None)

@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
-from service.api.cursors import decode_cursor, encode_cursor
+from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
 from service.api.documentation import ACCEPTED, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
@@ -36,7 +36,6 @@ _SCOPES = [needs(Scope.FACTS_READ, Scope.FACTS_WRITE)]
 router = APIRouter(prefix="/facts", tags=["facts"], dependencies=_SCOPES)
 batches = APIRouter(tags=["facts"], dependencies=_SCOPES)
 
-MAX_PAGE = 1000
 MAX_FOUND = 100
 FactId = Annotated[str, Path(description="as POST /facts answered it", max_length=64)]
 
@@ -146,8 +145,10 @@ async def _later(
 async def search_facts(
     host: HostDep,
     q: Annotated[str, Query(min_length=1, max_length=MAX_QUESTION, description="a prompt")],
-    limit: Annotated[int, Query(ge=1, le=MAX_FOUND)] = 10,
-    weights_version: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_FOUND, description="the nearest so many")] = 10,
+    weights_version: Annotated[
+        int | None, Query(ge=0, lt=2**63, description="whose facts; absent: the newest")
+    ] = None,
 ) -> FactsFound:
     """The model reads the prompt, and its last token's key is compared with those of all facts that the
     version knows: what decides whether a fact answers, as numbers."""
@@ -157,8 +158,8 @@ async def search_facts(
 @router.get("", summary="List facts", responses=answers(problems.INVALID))
 def list_facts(
     host: HostDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: PageSize = 100,
+    cursor: Cursor = None,
     state: Annotated[FactState | None, Query(description="absent: all of them")] = None,
 ) -> Page[FactOut]:
     """Oldest first."""

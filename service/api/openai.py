@@ -50,7 +50,9 @@ def list_models(host: HostDep) -> Models:
 
 
 @router.get("/models/{model:path}", summary="One model", responses=openai_answers(problems.MODEL_NOT_FOUND))
-def get_model(model: Annotated[str, Path(max_length=300)], host: HostDep) -> Model:
+def get_model(
+    model: Annotated[str, Path(max_length=300, description="as the list names it")], host: HostDep
+) -> Model:
     """By the id that the list gives."""
     _check_model(host, model)
     return _model(host)

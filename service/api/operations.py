@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
-from service.api.cursors import decode_cursor, encode_cursor
+from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import HostDep, needs
 from service.api.documentation import answers
 from service.ledger import Position
@@ -20,7 +20,6 @@ router = APIRouter(
     dependencies=[needs(Scope.FACTS_READ, Scope.FACTS_WRITE)],
 )
 
-MAX_PAGE = 1000
 POLL_S = 1
 """Seconds until it makes sense to ask again: a write takes about as long."""
 OperationId = Annotated[str, Path(description="as the answer 202 named it", max_length=64)]
@@ -38,8 +37,8 @@ def accepted(operation: Operation, response: Response, weights_version: int) -> 
 @router.get("", summary="List operations", responses=answers(problems.INVALID))
 def list_operations(
     host: HostDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: PageSize = 100,
+    cursor: Cursor = None,
     state: Annotated[OperationState | None, Query(description="absent: all of them")] = None,
 ) -> Page[OperationOut]:
     """Oldest first; what ended a week ago is forgotten."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service import problems
-from service.api.cursors import decode_cursor, encode_cursor
+from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
 from service.api.documentation import ACCEPTED, REPLAYED, answers
 from service.api.operations import accepted
@@ -42,15 +42,14 @@ _SCOPES = needs(Scope.FACTS_READ, Scope.VERSIONS_WRITE)
 router = APIRouter(prefix="/versions", tags=["versions"], dependencies=[_SCOPES])
 folds = APIRouter(tags=["versions"], dependencies=[_SCOPES])
 
-MAX_PAGE = 1000
-Number = Annotated[int, Path(ge=0, lt=2**63)]
+Number = Annotated[int, Path(ge=0, lt=2**63, description="a weights version")]
 
 
 @router.get("", summary="List versions", responses=answers(problems.INVALID))
 def list_versions(
     host: HostDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    limit: PageSize = 100,
+    cursor: Cursor = None,
 ) -> Page[VersionOut]:
     """Oldest first."""
     newest = host.version

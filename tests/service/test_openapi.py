@@ -1,9 +1,13 @@
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 
 from service import problems
+from service.examples import EXAMPLES
 from service.openapi import document, render
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +56,56 @@ def test_every_reference_resolves() -> None:
 def test_every_operation_has_its_own_name() -> None:
     names = [operation["operationId"] for _, operation in operations()]
     assert len(set(names)) == len(names)
+
+
+def test_document_is_openapi_3_1() -> None:
+    described = document()
+    assert described["openapi"].startswith("3.1")
+    validate(described)
+
+
+@pytest.mark.parametrize(("name", "operation"), operations())
+def test_every_operation_says_what_it_is_for(name: str, operation: Any) -> None:
+    for field in ("summary", "description", "operationId"):
+        assert operation[field].strip(), field
+    (tag,) = operation["tags"]
+    assert tag in {entry["name"] for entry in document()["tags"]}
+    assert all(parameter["description"] for parameter in operation.get("parameters", []))
+    assert any(int(status) >= 400 for status in operation["responses"])
+    if tag != "health":
+        assert operation["security"] == [{"HTTPBearer": []}]
+        assert {"401", "403", "429"} <= operation["responses"].keys()
+
+
+def bodies() -> list[tuple[str, Any]]:
+    """The JSON that is sent and answered, by operation."""
+    return [
+        (f"{name} {kind}", content["application/json"])
+        for name, operation in operations()
+        for kind, content in (
+            ("request", operation.get("requestBody", {}).get("content", {})),
+            *((status, r.get("content", {})) for status, r in operation["responses"].items()),
+        )
+        if "application/json" in content
+    ]
+
+
+@pytest.mark.parametrize(("name", "body"), bodies())
+def test_every_body_has_an_example_that_fits(name: str, body: Any) -> None:
+    described = document()
+    schema = described["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
+    examples = [*schema.get("examples", []), *(e["value"] for e in body.get("examples", {}).values())]
+    assert examples
+    # Lax schemas take anything: an example must know every field that it could have.
+    whole = {**body["schema"], "components": described["components"]}
+    for example in examples:
+        Draft202012Validator(whole).validate(example)
+        assert set(example) <= set(schema["properties"])
+
+
+def test_every_example_is_shown() -> None:
+    assert EXAMPLES.keys() <= document()["components"]["schemas"].keys()
+
+
+async def test_served_document_is_the_committed_one(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/openapi.json")).json() == document()
