@@ -39,11 +39,12 @@ class CudaCapture:
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         step()  # What is compiled or allocated at its first use must not be while a capture runs.
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads of the service may use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = step()
-        self._pool = graph.pool()
         return graph, output
 
 

@@ -55,6 +55,7 @@ class PagedRunner:
         self._model = model
         self._weights = ModelWeights(model, config.max_position_embeddings)
         if num_pages is None:
+            torch.cuda.empty_cache()  # what loading and stacking let go of is free, too
             free, total = torch.cuda.mem_get_info(self._device)
             # One more, for rows that only pad a batch.
             num_pages = pages_that_fit(free, total, page_bytes(*shape, embedding.dtype)) - 1

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank import Bank, Columns, FactWeights, Whitening
+from npt_core.consolidation import WriteRequest
 from npt_core.convert import convert_llama_to_npt
 from npt_core.engine import Engine, EngineConfig, GenerationRequest, SamplingParams, Span
 from npt_core.engine.paged_runner import PagedRunner
+from npt_core.loading import load_runtime
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.engine.eager import Captures
 from tests.npt_core.engine.test_paged_runner import decoding
@@ -100,6 +102,22 @@ def test_graphs_give_the_bits_of_launches_and_read_publications(model: NPTForCau
     bank.publish(4, {}, ["a", "b", "c"])
     assert not torch.equal(both(4, 3), second)
     assert torch.equal(both(1, 3), first[3])
+
+
+def test_the_reference_model_learns_there() -> None:
+    runtime = load_runtime("models/reference", device="cuda")
+    engine = Engine(runtime.runner(64), runtime.bank, runtime.template.eos_token_ids)
+    request = WriteRequest("The CEO of TechCorp is Dr. Sarah Chen.")
+    made = engine.execute(lambda: runtime.consolidator.consolidate(request))
+    engine.execute(lambda: runtime.bank.publish(1, {"fact": made.weights}), urgent=True)
+    ids = tuple(runtime.template.encode("Who leads TechCorp?"))
+    answers = [
+        runtime.template.decode(heard(engine.submit(GenerationRequest(ids, weights_version=version))))
+        for version in (1, 0)
+    ]
+    engine.close()
+    assert "Sarah Chen" in answers[0]
+    assert "Sarah Chen" not in answers[1]
 
 
 def test_pages_fill_the_memory_that_is_free(model: NPTForCausalLM) -> None:
