@@ -12,6 +12,7 @@ from service.cli import (
     keys,
     ledger,
     openapi,
+    operations,
     serve,
     train,
     versions,
@@ -32,6 +33,7 @@ app.command("bench")(bench.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
+app.add_typer(operations.app, name="operations")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(train.app, name="train")

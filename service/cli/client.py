@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -45,6 +46,21 @@ class Client:
         )
         _check(response)
         return _answer(response)
+
+    async def download(self, path: str, query: Mapping[str, Any], target: Path) -> None:
+        """Keep an answer at `target`, whole or not at all. Raises `ClientError`, OSError."""
+        unfinished = target.with_name(f".{target.name}.part")
+        async with self._http.stream("GET", path, params=_given(query)) as response:
+            if response.is_error:
+                await response.aread()
+            _check(response)
+            try:
+                with unfinished.open("wb") as file:
+                    async for chunk in response.aiter_bytes():
+                        file.write(chunk)
+                unfinished.replace(target)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Server-sent events, as name and data. Raises `ClientError`."""

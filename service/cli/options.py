@@ -15,6 +15,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as
 Cursor = Annotated[str | None, typer.Option(help="Where the page before ended.")]
 Limit = Annotated[int, typer.Option(help="Entries to a page.")]
 IfMatch = Annotated[int | None, typer.Option(help="Write only if this is the newest version.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Measure, write nothing.")]
+IdempotencyKey = Annotated[str | None, typer.Option(help="Makes a repeat safe.")]
+Later = Annotated[bool, typer.Option("--later", help="Do not wait: print the operation to ask for.")]
 DEFAULT_URL = URL
 
 
@@ -48,3 +51,24 @@ def show_page(page: Mapping[str, Any], as_json: bool, line: Callable[[Any], str]
 def etag(version: int | None) -> str | None:
     """A version as If-Match wants it."""
     return None if version is None else f'"{version}"'
+
+
+def write_headers(
+    idempotency_key: str | None, if_match: int | None, later: bool = False
+) -> dict[str, str | None]:
+    """What is said about a write beside its body."""
+    return {
+        "Idempotency-Key": idempotency_key,
+        "If-Match": etag(if_match),
+        "Prefer": "respond-async" if later else None,
+    }
+
+
+def operation_line(operation: Mapping[str, Any]) -> str:
+    """An operation, and what became of it."""
+    problem = operation["problem"] or {}
+    told = problem.get("detail") or problem.get("title")
+    version = (operation["result"] or {}).get("weights_version")
+    parts = [operation["id"], operation["state"], operation["action"], operation["created_at"]]
+    parts += [f"version {version}"] if version is not None else []
+    return "  ".join([*parts, *([told] if told else [])])

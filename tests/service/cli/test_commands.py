@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from service.cli import app, serving
@@ -66,6 +67,59 @@ def test_fact_is_taught_listed_shown_and_retracted(npt: Any) -> None:
     assert f"{version + 2}  rollback" in back
     assert f"+{added['id']}" in printed(npt("versions", "list")).splitlines()[-1]
     npt("versions", "activate", "0")
+
+
+def test_batch_is_read_from_a_file_and_searched(npt: Any, tmp_path: Path) -> None:
+    file = tmp_path / "facts.txt"
+    file.write_text(
+        'The A of B is C.\n\n{"fact": "The D of E is F.", "metadata": {"n": 1}}\n', encoding="utf-8"
+    )
+    assert printed(npt("facts", "batch", str(file), "--dry-run")).count("dry run") == 2
+    made = json.loads(printed(npt("facts", "batch", str(file), "--json")))
+    assert len(made["facts"]) == 2
+    found = printed(npt("facts", "search", "What is the A of B?"))
+    assert found.startswith("fires  1.000 / 0.900  layer ")
+    assert found.endswith(f"{made['facts'][0]['id']}  The A of B is C.\n")
+    file.write_text("{broken", encoding="utf-8")
+    assert "is not JSON" in refused(npt("facts", "batch", str(file)))
+    assert "No such file" in refused(npt("facts", "batch", str(tmp_path / "missing")))
+
+
+def test_contradiction_is_told(npt: Any) -> None:
+    npt("versions", "activate", "0")
+    first = json.loads(printed(npt("facts", "add", FACT, "--json")))["id"]
+    other = "The CEO of TechCorp is Marcus Reed."
+    assert "another answer" in refused(npt("facts", "add", other, "--on-conflict", "reject"))
+    assert f"contradicts {first}" in printed(npt("facts", "add", other, "--dry-run"))
+    assert f"supersedes {first}" in printed(npt("facts", "add", other))
+
+
+def test_versions_are_compared_folded_and_exported(npt: Any, tmp_path: Path) -> None:
+    npt("versions", "activate", "0")
+    made = json.loads(printed(npt("facts", "add", FACT, "--json")))
+    name, version = made["id"], made["weights_version"]
+    assert printed(npt("versions", "diff", "0", str(version))).startswith(f"+{name}\n+1 columns")
+    assert printed(npt("versions", "fold", name, "--dry-run")).startswith("dry run  facts 1")
+    folded = printed(npt("versions", "fold", name))
+    assert folded.startswith(f"version {version + 1}  facts 1")
+    assert f"folded {name}" in folded
+    assert f"folded {name}" in printed(npt("versions", "diff", str(version), str(version + 1)))
+    file = tmp_path / "bank.safetensors"
+    assert printed(npt("versions", "export", str(version), str(file))).endswith(" bytes\n")
+    assert any(key.startswith(name) for key in load_file(file))
+    assert "as columns" in refused(npt("versions", "export", str(version), str(file), "--format", "peft"))
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
+    missing = tmp_path / "nowhere" / "file"
+    assert "No such file" in refused(npt("versions", "export", str(version), str(missing)))
+
+
+def test_operations_are_shown_and_end(npt: Any) -> None:
+    npt("versions", "activate", "0")
+    operation = json.loads(printed(npt("facts", "add", FACT, "--later", "--json")))["id"]
+    while "succeeded" not in (line := printed(npt("operations", "get", operation))):
+        assert line.split()[1] in ("pending", "running")
+    assert f"{operation}  succeeded  facts.create" in printed(npt("operations", "list"))
+    assert "has succeeded already" in refused(npt("operations", "cancel", operation))
 
 
 def test_dry_run_says_what_would_be(npt: Any) -> None:
