@@ -1,0 +1,113 @@
+"""Power cuts: the device of a live file system as it is at one instant, while a process writes.
+
+The file system lies in an image on another one (XFS with reflinks), which clones the image at once: what the
+inner one has not yet sent to its device is lost, as when power fails. Needs root, loop devices, xfsprogs.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torture.history import Acknowledged, kinds, problems
+from torture.process import WriterProcess
+
+SIZES = {"ext4": "96M", "xfs": "320M"}
+FRESH_FOLDER = 100
+"""Cuts on one data folder: checking it takes longer with every fact."""
+
+
+@dataclass
+class Outcome:
+    """What a run saw; `bad` counts cuts by what was wrong with what was left."""
+
+    cuts: int = 0
+    acknowledged: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+def missing() -> str | None:
+    """Why this cannot be done here, if it cannot."""
+    if os.geteuid() != 0:
+        return "needs root"
+    for program in ("mkfs.xfs", "mkfs.ext4", "losetup"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed"
+    done = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"no loop devices: {done.stderr.strip()}"
+
+
+def run(folder: Path, cuts: int, file_system: str, mutant: str = "none", seed: int = 0) -> Outcome:
+    """Cut the power `cuts` times."""
+    draw, outcome = random.Random(seed), Outcome()
+    with _disk(folder, file_system) as (disk, inner, crash):
+        for first in range(0, cuts, FRESH_FOLDER):
+            data = inner / f"data-{first}"
+            writer = WriterProcess(data, mutant, "forever")
+            made: list[Acknowledged] = []
+            try:
+                for _ in range(min(FRESH_FOLDER, cuts - first)):
+                    time.sleep(draw.uniform(0.005, 0.12))
+                    made += [Acknowledged.read(line) for line in writer.said() if line.startswith("{")]
+                    found = _cut(disk, crash, data.name, file_system, made)
+                    outcome.cuts += 1
+                    outcome.bad.update(kinds(found))
+                    outcome.problems += found[:3]
+            finally:
+                writer.kill()
+            outcome.acknowledged += len(made)
+            shutil.rmtree(data)
+    return outcome
+
+
+def _cut(disk: Path, crash: Path, name: str, file_system: str, made: list[Acknowledged]) -> list[str]:
+    clone = disk.with_name("clone.img")
+    _do("cp", "--reflink=always", str(disk), str(clone))
+    options = "loop,nouuid" if file_system == "xfs" else "loop"
+    mounted = subprocess.run(
+        ["mount", "-o", options, str(clone), str(crash)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        return [f"not mounted: {mounted.stderr.strip()}"]
+    try:
+        return problems(crash / name, made)
+    finally:
+        _do("umount", str(crash))
+        clone.unlink()
+
+
+@contextmanager
+def _disk(folder: Path, file_system: str) -> Iterator[tuple[Path, Path, Path]]:
+    """An image, where it is mounted, and where its clones will be."""
+    outer, inner, crash = (folder / name for name in ("outer", "inner", "crash"))
+    for each in (outer, inner, crash):
+        each.mkdir(parents=True)
+    image = folder / "outer.img"
+    _do("truncate", "-s", "2G", str(image))
+    _do("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
+    _do("mount", "-o", "loop", str(image), str(outer))
+    try:
+        disk = outer / "disk.img"
+        _do("truncate", "-s", SIZES[file_system], str(disk))
+        _do(f"mkfs.{file_system}", "-q", str(disk))
+        _do("mount", "-o", "loop", str(disk), str(inner))
+        try:
+            yield disk, inner, crash
+        finally:
+            _do("umount", str(inner))
+    finally:
+        _do("umount", str(outer))
+        image.unlink()
+
+
+def _do(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,0 +1,104 @@
+"""A process that writes: `python -m torture.writer DATA MUTANT MODE`.
+
+`forever` writes one change after the other. `ask` makes one for each line on standard input: `fact`,
+`batch`, `retract` or `rollback`, or answers a prompt: `read`. Each change that is made is one line of JSON
+on standard output, each that is refused a line with `refused` and why.
+"""
+
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from npt_core.engine import GenerationRequest, SamplingParams, TokenEvent
+from service.commands import WriteError
+from service.fact_requests import add_command
+from service.host import Host, open_host
+from service.ledger import ANONYMOUS, LedgerError
+from service.logs import configure_logging
+from service.schemas.facts import FactContent
+from service.settings import Settings
+from service.storage import StorageError
+from tests.service.fakes import load_fake_runtime
+from torture.history import Acknowledged
+from torture.mutants import ACK_FIRST, plant
+
+READY = "ready"
+
+
+class Author:
+    """Makes changes to one host, each as it is named."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._names = count(host.version)
+
+    def make(self, change: str) -> Acknowledged:
+        """One change. Raises what the writer refuses."""
+        return {"fact": self.fact, "batch": self.batch, "retract": self.retract, "rollback": self.rollback}[
+            change
+        ]()
+
+    def fact(self) -> Acknowledged:
+        return self._teach(1)
+
+    def batch(self) -> Acknowledged:
+        return self._teach(3)
+
+    def retract(self) -> Acknowledged:
+        newest = max(self.host.ledger.live(self.host.version))
+        version = self.host.writer.retract(newest).version
+        return Acknowledged(version.version, str(version.kind), newest)
+
+    def rollback(self) -> Acknowledged:
+        version = self.host.writer.activate(self.host.version // 2).version
+        return Acknowledged(version.version, str(version.kind), "")
+
+    def read(self) -> str:
+        """What the model says now."""
+        prompt = tuple(b"Who is thing 0?")
+        events = self.host.engine.submit(GenerationRequest(prompt, SamplingParams(16)))
+        return bytes(event.token_id for event in events if isinstance(event, TokenEvent)).decode()
+
+    def changes(self) -> Iterator[str]:
+        """Names of changes for ever, mostly of facts."""
+        for number in count(1):
+            knows = bool(self.host.ledger.live(self.host.version))
+            if number % 7 == 0 and knows:
+                yield "retract"
+            elif number % 11 == 0:
+                yield "rollback"
+            else:
+                yield "batch" if number % 5 == 0 else "fact"
+
+    def _teach(self, facts: int) -> Acknowledged:
+        number = next(self._names)
+        asked = [FactContent(fact=f"The thing {number}-{i}- is {'v' * 500}.") for i in range(facts)]
+        key = f"key-{number}"
+        added = self.host.writer.add(add_command(asked, 2, ANONYMOUS, key, batch=facts > 1))
+        return Acknowledged(added.version.version, str(added.version.kind), added.facts[0].id, key)
+
+
+def main() -> None:
+    data, mutant, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    configure_logging("CRITICAL")
+    plant(mutant)
+    host = open_host(Settings(data=data), load_fake_runtime)
+    author = Author(host)
+    _say(READY)
+    for change in author.changes() if mode == "forever" else map(str.strip, sys.stdin):
+        if mutant == ACK_FIRST and change == "fact":
+            _say(Acknowledged(host.version + 1, "fact", "").line())
+        try:
+            _say(author.read() if change == "read" else author.make(change).line())
+        except (WriteError, StorageError, LedgerError) as error:
+            _say(f"refused {type(error).__name__}: {error}")
+    host.close()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
