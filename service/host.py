@@ -1,6 +1,7 @@
 """Everything that runs in one process: the loaded model, its facts, the engine, the writer."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +55,7 @@ class Host:
     metrics: Metrics
     access: Access
     lock: FolderLock
+    draining: threading.Event = field(default_factory=threading.Event)
 
     @property
     def version(self) -> int:
@@ -63,6 +65,8 @@ class Host:
     @property
     def unready(self) -> str | None:
         """Why traffic should go elsewhere, if it should."""
+        if self.draining.is_set():
+            return "the server is shutting down"
         if self.replica.problem is not None:
             return self.replica.problem
         if self.replica.lag > self.settings.version_lag:

@@ -11,7 +11,13 @@ from starlette.exceptions import HTTPException
 
 from npt_core import consolidation, engine
 from service import access, blobs, commands, ledger, storage
-from service.request_errors import FailedGeneration, MalformedHeader, UnknownModel, VersionNotReached
+from service.request_errors import (
+    FailedGeneration,
+    MalformedHeader,
+    NotReady,
+    UnknownModel,
+    VersionNotReached,
+)
 from service.schemas import openai
 from service.schemas.problem import FieldProblem, Problem
 
@@ -70,6 +76,7 @@ NOT_RECALLED = Kind(
 )
 OVERLOADED = Kind("npt:overloaded", HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait", retry=True)
 DRAINING = Kind("npt:draining", HTTPStatus.SERVICE_UNAVAILABLE, "The server is shutting down", retry=True)
+NOT_READY = Kind("npt:not-ready", HTTPStatus.SERVICE_UNAVAILABLE, "Traffic should go elsewhere", retry=True)
 NOT_REACHED = Kind(
     "npt:version-not-reached",
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -126,6 +133,7 @@ BLOB_DAMAGED = Kind(
 TABLE: Mapping[type[Exception], Kind] = {
     MalformedHeader: MALFORMED,
     UnknownModel: MODEL_NOT_FOUND,
+    NotReady: NOT_READY,
     VersionNotReached: NOT_REACHED,
     FailedGeneration: INTERNAL,
     engine.InvalidSampling: INVALID,

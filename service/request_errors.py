@@ -3,6 +3,7 @@
 RequestError
 ├── MalformedHeader     a header that cannot be read
 ├── UnknownModel        another model than the one that is served
+├── NotReady            another replica should answer
 ├── VersionNotReached   `min_weights_version` was not published in time
 └── FailedGeneration    the engine failed while it answered
 """
@@ -25,6 +26,10 @@ class UnknownModel(RequestError):
 class VersionNotReached(RequestError):
     def __init__(self, wanted: int, newest: int) -> None:
         super().__init__(f"version {wanted} is not published, the newest is {newest}")
+
+
+class NotReady(RequestError):
+    """Traffic should go elsewhere; the message is the reason."""
 
 
 class FailedGeneration(RequestError):

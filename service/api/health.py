@@ -5,7 +5,10 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from service import problems
 from service.api.dependencies import HostDep
+from service.api.documentation import answers
+from service.request_errors import NotReady
 from service.schemas.common import Out
 
 router = APIRouter(tags=["health"])
@@ -19,16 +22,23 @@ class Health(Out):
 
 
 async def health(host: HostDep) -> Health:
-    """The port opens when everything is loaded, so the three differ only while it is closed."""
+    """The port opens when everything is loaded, so this fails only while it is closed."""
     return Health(weights_version=host.version)
 
 
 for _path, _summary in (
     ("/livez", "Is the process alive"),
     ("/startupz", "Have the model and its facts been loaded"),
-    ("/readyz", "May it get traffic"),
 ):
     router.add_api_route(_path, health, name=_path.strip("/"), summary=_summary)
+
+
+@router.get("/readyz", summary="May it get traffic", responses=answers(problems.NOT_READY))
+async def readyz(host: HostDep) -> Health:
+    """Not while it shuts down, nor where it is too far behind the ledger or cannot follow it."""
+    if host.unready is not None:
+        raise NotReady(host.unready)
+    return Health(weights_version=host.version)
 
 
 @router.get(

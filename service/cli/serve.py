@@ -1,12 +1,18 @@
 """`npt serve`."""
 
+import asyncio
+import signal
+import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from service.host import Host
 
 
@@ -44,7 +50,7 @@ def serve(host: "Host", load_seconds: float = 0.0) -> None:
         weights_version=host.version,
         seconds=round(load_seconds, 2),
     )
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(host),
         host=settings.host,
         port=settings.port,
@@ -52,3 +58,29 @@ def serve(host: "Host", load_seconds: float = 0.0) -> None:
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         server_header=False,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again once everything has ended, which is as it should be.
+        signal.signal(number, _end_well)
+    draining_server(host, config).run()
+
+
+def draining_server(host: "Host", config: "uvicorn.Config") -> "uvicorn.Server":
+    """A server that at the first signal is not ready any more, goes on for `drain_delay_s`, so that whoever
+    sends it traffic can notice, and then ends; the second signal ends it at once.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            first, delay = not host.draining.is_set(), host.settings.drain_delay_s
+            host.draining.set()
+            if first and delay:
+                asyncio.get_running_loop().call_later(delay, super().handle_exit, sig, frame)
+            else:
+                super().handle_exit(sig, frame)
+
+    return Server(config)
+
+
+def _end_well(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

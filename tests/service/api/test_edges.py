@@ -140,6 +140,7 @@ def test_problem_types_are_stable() -> None:
         "npt:operation-elsewhere": 409,
         "npt:interrupted": 503,
         "npt:storage-unavailable": 503,
+        "npt:not-ready": 503,
         "npt:overloaded": 503,
         "npt:draining": 503,
         "npt:version-not-reached": 503,
