@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from npt_core.bank import BankError, Fold
+from npt_core.bank import BankError, FactWeights, Fold
 from service.blobs import BlobError, Blobs
 from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version
 from service.ledger.verify import chain_problem
@@ -185,7 +185,7 @@ class Replica:
             raise LedgerDamaged(self._ledger.name, f"{min(inside - known)} is folded and not known")
         return known - inside - alive, alive - (known - inside)
 
-    def load(self, fact: Fact) -> Weights:
+    def load(self, fact: Fact) -> FactWeights:
         """The weights of a fact. Raises as `catch_up`."""
         try:
             return decode(self._blobs.get(fact.blob))

@@ -2,13 +2,17 @@
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any, TypeVar
 
-from npt_core.bank import Fold, matched
+import torch
+from torch import Tensor
+
+from npt_core.bank import FactWeights, Fold, matched
 from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact, WriteRequest
 from npt_core.engine import VersionGone
 from service.blobs import Blobs
@@ -65,7 +69,8 @@ ATTEMPTS = 20
 on the version they land on, so only the ledger is asked again."""
 
 OTHERS = 8
-"""Facts beside a fold that are asked about before it is made: each takes a third of a second."""
+"""Facts beside a fold, the nearest ones, that are asked about before it is made: each takes a third of a
+second."""
 
 
 class Writer:
@@ -174,7 +179,7 @@ class Writer:
             with self._writing(command.if_match), self._cancellable(command):
                 return self._until_newest(lambda: self._fold(command, dry_run))
 
-    def load(self, fact_ids: Iterable[str]) -> dict[str, Weights]:
+    def load(self, fact_ids: Iterable[str]) -> dict[str, FactWeights]:
         """The weights of facts, from their blobs. Raises the `BlobError` tree."""
         facts = self._ledger.facts_by_id(fact_ids)
         return {id_: self._replica.load(fact) for id_, fact in facts.items()}
@@ -250,7 +255,7 @@ class Writer:
         if chosen == self._replica.folded:
             raise InvalidField("facts", "name nothing that is not folded already")
         weights, requests = self._to_fold(chosen)
-        others = sorted(live - chosen)[:OTHERS]
+        others = self._nearest(weights, live - chosen)[:OTHERS]
         beside, about = self._to_fold(others)
         deltas = self._compute(lambda: self._fold_writer.deltas(weights))
         report = self._compute(
@@ -286,7 +291,18 @@ class Writer:
                 raise InvalidField(f"facts.{place}", "has no columns, and only columns can be folded")
         return frozenset(asked)
 
-    def _to_fold(self, ids: Collection[str]) -> tuple[dict[str, Weights], dict[str, WriteRequest]]:
+    def _nearest(self, weights: Mapping[str, FactWeights], among: Collection[str]) -> list[str]:
+        """Facts of the bank, first those whose columns fire on the keys of `weights`."""
+        keys: dict[int, list[Tensor]] = defaultdict(list)
+        for each in weights.values():
+            for layer, columns in each.columns.items():
+                keys[layer].append(columns.keys)
+        asked = {layer: torch.cat(parts) for layer, parts in keys.items()}
+        matches = self._compute(lambda: self._bank.matches(asked))
+        near = [match.fact for match in matches if match.fact in among]
+        return near + sorted(set(among) - set(near))
+
+    def _to_fold(self, ids: Collection[str]) -> tuple[dict[str, FactWeights], dict[str, WriteRequest]]:
         facts = self._ledger.facts_by_id(ids)
         return self.load(ids), {id_: study_request(fact.request) for id_, fact in facts.items()}
 

@@ -41,7 +41,7 @@ def test_fold_is_measured_and_refused_where_a_bar_is_missed(runtime: Runtime, wr
     facts, others = requests(written, FOLDED), [*requests(written, ("weight",)).values()]
     deltas = runtime.fold_writer.deltas({name: written[name].weights for name in FOLDED})
     examine = runtime.fold_writer.examine
-    with pytest.raises(FoldRefused, match="answers that stay, .* is below 1") as refused:
+    with pytest.raises(FoldRefused, match=r"answers that stay, .* is below 1") as refused:
         examine(deltas, facts, others, FoldBars(drift=0.1, locality=1.0))  # type: ignore[arg-type]
     report = refused.value.report
     assert (report.facts, report.others, report.recall, report.others_recall) == (2, 1, 1.0, 1.0)
