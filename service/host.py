@@ -11,6 +11,7 @@ from npt_core.placement import Device, DType
 from service.access import Access
 from service.blobs import Blobs, BlobUnavailable, FolderBlobs
 from service.bringing import bring_in
+from service.folding import Folds
 from service.housekeeping import Expiry, Housekeeping
 from service.ledger import FolderLock, Ledger, sqlite_url
 from service.ledger.api_keys import ApiKeys
@@ -184,7 +185,7 @@ def _assemble(
         bank,
         replica,
         runtime.consolidator,
-        runtime.fold_writer,
+        Folds(ledger, replica, bank, runtime.fold_writer, engine.execute),
         metrics,
         engine.execute,
         max_pending=settings.max_pending_writes,

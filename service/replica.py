@@ -192,6 +192,10 @@ class Replica:
         except UndecodableWeights as error:
             raise LedgerDamaged(self._ledger.name, f"blob of fact {fact.id}: {error}") from error
 
+    def load_all(self, ids: Collection[str]) -> dict[str, FactWeights]:
+        """The weights of facts. Raises as `catch_up`."""
+        return {id_: self.load(fact) for id_, fact in self._ledger.facts_by_id(ids).items()}
+
     def load_fold(self, blob: str | None) -> Fold:
         """What is folded into `down_proj`. Raises as `catch_up`."""
         if blob is None:
@@ -203,9 +207,7 @@ class Replica:
 
     def folded_weights(self, ids: Collection[str]) -> Mapping[str, Any]:
         """The columns that facts had before they were folded, kept from one call to the next."""
-        missing = self._ledger.facts_by_id(set(ids) - self._folded_weights.keys())
-        loaded = {id_: self.load(fact) for id_, fact in missing.items()}
-        kept = {**self._folded_weights, **loaded}
+        kept = {**self._folded_weights, **self.load_all(set(ids) - self._folded_weights.keys())}
         self._folded_weights = {id_: kept[id_] for id_ in ids}
         return self._folded_weights
 

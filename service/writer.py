@@ -2,18 +2,14 @@
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from npt_core.bank import FactWeights, Fold, matched
-from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact, WriteRequest
+from npt_core.bank import Fold, matched
+from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
 from npt_core.engine import VersionGone
 from service.blobs import Blobs
 from service.commands import (
@@ -26,7 +22,6 @@ from service.commands import (
     FactNotFound,
     Folded,
     FoldFacts,
-    InvalidField,
     KeyConflict,
     LongWrite,
     Moved,
@@ -41,7 +36,7 @@ from service.commands import (
     UnknownVersion,
 )
 from service.conflicts import Overlap, disagreeing, overlap
-from service.fact_requests import study_request
+from service.folding import Folds
 from service.keys_in_flight import KeysInFlight
 from service.ledger import (
     ANONYMOUS,
@@ -59,7 +54,7 @@ from service.ledger import (
 )
 from service.metrics import Metrics
 from service.replica import Replica
-from service.runtime import Bank, Compute, Consolidated, Consolidator, FoldWriter, Weights
+from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
 from service.storage import StorageFailed
 from service.weights_codec import encode, encode_fold
 
@@ -67,10 +62,6 @@ T = TypeVar("T")
 ATTEMPTS = 20
 """How often a write starts over because another replica published first. A fact's weights do not depend
 on the version they land on, so only the ledger is asked again."""
-
-OTHERS = 8
-"""Facts beside a fold, the nearest ones, that are asked about before it is made: each takes a third of a
-second."""
 
 
 class Writer:
@@ -89,7 +80,7 @@ class Writer:
         bank: Bank,
         replica: Replica,
         consolidator: Consolidator,
-        fold_writer: FoldWriter,
+        folds: Folds,
         metrics: Metrics,
         compute: Compute,
         *,
@@ -100,7 +91,7 @@ class Writer:
         self._bank = bank
         self._replica = replica
         self._consolidator = consolidator
-        self._fold_writer = fold_writer
+        self._folds = folds
         self._metrics = metrics
         self._compute = compute
         self._lock = threading.Lock()
@@ -179,11 +170,6 @@ class Writer:
             with self._writing(command.if_match), self._cancellable(command):
                 return self._until_newest(lambda: self._fold(command, dry_run))
 
-    def load(self, fact_ids: Iterable[str]) -> dict[str, FactWeights]:
-        """The weights of facts, from their blobs. Raises the `BlobError` tree."""
-        facts = self._ledger.facts_by_id(fact_ids)
-        return {id_: self._replica.load(fact) for id_, fact in facts.items()}
-
     def _add(self, command: AddFacts, fresh: Sequence[Consolidated], blobs: Sequence[str]) -> Added:
         replayed = self._replayed(command)
         if replayed is not None:
@@ -250,73 +236,22 @@ class Writer:
         if replayed is not None:
             return replayed
         self._check_match(command.if_match)
-        live = self._ledger.live(self._bank.version)
-        chosen = self._foldable(command.facts, live) | self._replica.folded
-        if chosen == self._replica.folded:
-            raise InvalidField("facts", "name nothing that is not folded already")
-        weights, requests = self._to_fold(chosen)
-        others = self._nearest(weights, live - chosen)[:OTHERS]
-        beside, about = self._to_fold(others)
-        deltas = self._compute(lambda: self._fold_writer.deltas(weights))
-        report = self._compute(
-            lambda: self._fold_writer.examine(
-                deltas,
-                {id_: (requests[id_], weights[id_]) for id_ in sorted(chosen)},
-                [(about[id_], beside[id_]) for id_ in others],
-                command.bars,
-            )
-        )
-        ids = tuple(sorted(chosen))
         newest = self._bank.version
+        fold, report = self._folds.examined(command, newest)
         if dry_run:
-            return Folded(self._version(newest), ids, report.as_dict())
-        blob = self._store_fold(Fold(deltas, ids))
+            return Folded(self._version(newest), fold.facts, report.as_dict())
+        blob = self._store_fold(fold)
         if command.cancelled.is_set():
             raise Cancelled
         change = Change(newest, VersionKind.FOLD, key=command.key, actor=command.actor, fold=blob)
-        return Folded(self._commit(change, {}), ids, report.as_dict())
-
-    def _foldable(self, asked: Sequence[str] | None, live: set[str]) -> frozenset[str]:
-        """The facts to fold. Raises the error of the first that cannot be."""
-        if asked is None:
-            facts = self._ledger.facts_by_id(live)
-            return frozenset(id_ for id_, fact in facts.items() if fact.report["columns"])
-        for place, fact_id in enumerate(asked):
-            stored = self._ledger.fact(fact_id)
-            if stored is None:
-                raise FactNotFound(fact_id)
-            if stored.state is FactState.RETRACTED:
-                raise FactAlreadyRetracted(fact_id, stored.died or 0)
-            if not stored.fact.report["columns"]:
-                raise InvalidField(f"facts.{place}", "has no columns, and only columns can be folded")
-        return frozenset(asked)
-
-    def _nearest(self, weights: Mapping[str, FactWeights], among: Collection[str]) -> list[str]:
-        """Facts of the bank, first those whose columns fire on the keys of `weights`."""
-        keys: dict[int, list[Tensor]] = defaultdict(list)
-        for each in weights.values():
-            for layer, columns in each.columns.items():
-                keys[layer].append(columns.keys)
-        asked = {layer: torch.cat(parts) for layer, parts in keys.items()}
-        matches = self._compute(lambda: self._bank.matches(asked))
-        near = [match.fact for match in matches if match.fact in among]
-        return near + sorted(set(among) - set(near))
-
-    def _to_fold(self, ids: Collection[str]) -> tuple[dict[str, FactWeights], dict[str, WriteRequest]]:
-        facts = self._ledger.facts_by_id(ids)
-        return self.load(ids), {id_: study_request(fact.request) for id_, fact in facts.items()}
+        return Folded(self._commit(change, {}), fold.facts, report.as_dict())
 
     def _fold_without(self, deaths: Collection[str]) -> str | None:
         """What is folded after facts have died: as before, or made again without them."""
-        folded = self._replica.folded
-        left = folded - set(deaths)
-        if left == folded:
+        left = self._replica.folded - set(deaths)
+        if left == self._replica.folded:
             return SAME_FOLD
-        if not left:
-            return None
-        weights = self.load(left)
-        deltas = self._compute(lambda: self._fold_writer.deltas(weights))
-        return self._store_fold(Fold(deltas, tuple(sorted(left))))
+        return self._store_fold(self._folds.of(left)) if left else None
 
     def _store_fold(self, fold: Fold) -> str:
         with self._timed("blob"), self._fatal_if_storage_fails():
@@ -354,7 +289,7 @@ class Writer:
             actor=actor,
             fold=found.fold,
         )
-        return self._commit(change, self.load(births))
+        return self._commit(change, self._replica.load_all(births))
 
     def _until_newest(self, attempt: Callable[[], T]) -> T:
         """What `attempt` gives on top of the newest version, whoever else writes."""
@@ -370,7 +305,7 @@ class Writer:
         """Ledger first: what the bank serves must survive a restart. What the bank would refuse must not."""
         fold = None if change.fold == SAME_FOLD else self._replica.load_fold(change.fold)
         born, dead = self._replica.planned(change.births, change.deaths, fold)
-        births = {**births, **self.load(born - births.keys())}
+        births = {**births, **self._replica.load_all(born - births.keys())}
         deltas = None if fold is None else fold.deltas
         self._bank.check(change.parent + 1, {id_: births[id_] for id_ in born}, dead, deltas)
         with self._timed("ledger"), self._fatal_if_storage_fails():
