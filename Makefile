@@ -14,12 +14,13 @@ SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" 
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
-.PHONY: help serve serve-command test stress lint types imports format openapi lock clean
+.PHONY: help serve serve-command test stress torture lint types imports format openapi lock clean
 
 help:
 	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
 	@echo 'make test     lint, types, imports, tests (ARGS="-k name" reaches pytest)'
 	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
+	@echo 'make torture  kills, failing calls, power cuts, corruption (hours; root, strace, xfsprogs)'
 	@echo 'make lint     ruff: rules and format'
 	@echo 'make format   let ruff repair what it can'
 	@echo 'make types    mypy, strict'
@@ -40,6 +41,15 @@ test: lint types imports
 stress: $(DEV)
 	$(BIN)/python -m pytest --stress --timeout=1800 tests/npt_core/engine tests/reference/test_oracles.py \
 	    tests/service/test_pressure.py $(ARGS)
+
+torture: $(DEV)
+	$(BIN)/python -m torture kill --rounds 1000
+	$(BIN)/python -m torture points
+	$(BIN)/python -m torture fail
+	$(BIN)/python -m torture corrupt --rounds 200
+	$(BIN)/python -m torture cuts --mutant all --rounds 200
+	$(BIN)/python -m torture cuts --rounds 1000
+	$(BIN)/python -m torture cuts --file-system xfs --rounds 300
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -102,9 +102,9 @@ class Forward(Generic[B]):
         """As `NPTMLP.forward`, for `[rows, d]`."""
         g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
         if plastic is not None:
-            g = plastic.gate(n[:, None], g[:, None], batch.versions)[:, 0]
+            g = plastic.gate(n, g, batch.versions)
         z = self._kernels.gated(g, up, layer.modulation(a), batch.scales)
         if plastic is None:
             return layer.down(z)
         y = plastic.project(layer.down, z, batch.versions)
-        return plastic.down(z[:, None], y[:, None], batch.versions)[:, 0]
+        return plastic.down(z, y, batch.versions)

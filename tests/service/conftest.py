@@ -11,7 +11,7 @@ from service.host import Host, open_host
 from service.logs import configure_logging
 from service.settings import Settings
 from tests.service.fakes import FakeRuntime, load_fake_runtime
-from tests.service.postgres import PostgresServer
+from tests.service.postgres import PostgresServer, postgres_or_skip
 
 OpenHost = Callable[..., Host]
 
@@ -25,7 +25,7 @@ def _quiet_logs() -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Of the tests of one run; each asks it for a database of its own."""
-    server = PostgresServer().start()
+    server = postgres_or_skip()
     yield server
     server.remove()
 

@@ -13,9 +13,27 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
+import pytest
 
 _ACCOUNT = "postgres"
 """PostgreSQL refuses to run as root; its package makes this account."""
+
+
+class PostgresMissing(Exception):
+    def __init__(self) -> None:
+        super().__init__("PostgreSQL is not installed: apt-get install postgresql, or set NPT_POSTGRES_BIN")
+
+
+def postgres_or_skip(durable: bool = False) -> "PostgresServer":
+    """A server that runs. Without PostgreSQL the test is skipped, with the reason; where NPT_REQUIRE_ALL is
+    set, as in CI, it fails.
+    """
+    try:
+        return PostgresServer(durable).start()
+    except PostgresMissing as error:
+        if os.environ.get("NPT_REQUIRE_ALL"):
+            raise
+        pytest.skip(str(error))
 
 
 class PostgresServer:
@@ -41,7 +59,7 @@ class PostgresServer:
         for candidate in (named and Path(named) / "initdb", shutil.which("initdb"), *reversed(found)):
             if candidate and Path(candidate).exists():
                 return Path(candidate).resolve().parent
-        raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql, or set NPT_POSTGRES_BIN")
+        raise PostgresMissing
 
     def start(self) -> "PostgresServer":
         """Returns when it answers."""

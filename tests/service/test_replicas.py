@@ -14,7 +14,7 @@ from service.schemas.facts import FactIn
 from service.settings import Settings
 from tests.service.conftest import client_of, fake
 from tests.service.fakes import load_fake_runtime
-from tests.service.postgres import PostgresServer
+from tests.service.postgres import PostgresServer, postgres_or_skip
 
 REPLICAS = 3
 
@@ -26,7 +26,7 @@ def teaching(text: str, key: str | None = None) -> Any:
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
     """One of its own, to be stopped and started."""
-    own = PostgresServer(durable=True).start()
+    own = postgres_or_skip(durable=True)
     yield own
     own.remove()
 

@@ -10,6 +10,11 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _history()
+    _service()
+
+
+def _history() -> None:
     op.create_table(
         "versions",
         sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
@@ -38,6 +43,9 @@ def upgrade() -> None:
         sa.Column("delta", sa.Integer, nullable=False),
         sa.CheckConstraint("delta IN (1, -1)", "delta_is_a_sign"),
     )
+
+
+def _service() -> None:
     op.create_table(
         "idempotency",
         sa.Column("actor", sa.Text, primary_key=True),

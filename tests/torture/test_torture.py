@@ -1,0 +1,73 @@
+"""Short forms of `make torture`."""
+
+from pathlib import Path
+
+import pytest
+
+from torture import corruption, cuts, kill, points
+from torture.history import Acknowledged, kinds, problems
+from torture.mutants import MUTANTS, NONE
+from torture.process import WriterProcess, strace_missing
+
+
+def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
+    outcome = kill.run(tmp_path, rounds=3)
+    assert outcome.problems == []
+    assert outcome.acknowledged > 0
+
+
+def test_bits_that_rot_are_found_and_never_served(tmp_path: Path) -> None:
+    outcome = corruption.run(tmp_path, rounds=25)
+    assert outcome.problems == []
+    assert outcome.detected > 10
+
+
+def test_changes_survive_being_killed_at_any_call(tmp_path: Path) -> None:
+    reason = strace_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    outcome = points.kill_everywhere(tmp_path, changes=("retract",))
+    assert outcome.problems == []
+    assert outcome.points["retract"] > 5
+
+
+@pytest.mark.parametrize("mutant", list(MUTANTS))
+def test_power_cuts_lose_nothing_unless_a_bug_was_planted(tmp_path: Path, mutant: str) -> None:
+    reason = cuts.missing()
+    if reason is not None:
+        pytest.skip(f"power cuts cannot be played here: {reason}")
+    outcome = cuts.run(tmp_path, 25 if mutant == NONE else 60, "ext4", mutant)
+    assert bool(outcome.problems) == (mutant != NONE), outcome.problems
+    assert outcome.acknowledged > 0
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, list[Acknowledged]]:
+    data = tmp_path / "data"
+    writer = WriterProcess(data, NONE, "ask")
+    made = []
+    for change in ("fact", "retract", "batch"):
+        writer.ask(change)
+        made.append(Acknowledged.read(writer.line() or ""))
+    writer.kill()
+    return data, made
+
+
+def test_sound_folder_has_no_problems(written: tuple[Path, list[Acknowledged]]) -> None:
+    data, made = written
+    assert problems(data, made) == []
+
+
+def test_every_kind_of_loss_is_seen(written: tuple[Path, list[Acknowledged]]) -> None:
+    data, made = written
+    later = Acknowledged(made[-1].version + 1, "fact", "fact_0")
+    assert kinds(problems(data, [*made, later])) == {"lost"}
+    other = Acknowledged(made[0].version, "retract", made[0].fact)
+    assert kinds(problems(data, [other])) == {"lost"}
+    blob = next((data / "blobs").iterdir())
+    blob.unlink()
+    assert kinds(problems(data, made)) == {"half-applied"}
+    (data / "ledger.db").write_bytes(b"\0" * 5000)
+    assert kinds(problems(data, made)) == {"damaged"}
+    (data / "ledger.db").unlink()
+    assert kinds(problems(data, made)) == {"lost"}

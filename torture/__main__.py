@@ -1,0 +1,70 @@
+"""`python -m torture`: each kind of fault on its own, and what came of it, as JSON."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from torture import corruption, cuts, kill, points
+from torture.mutants import MUTANTS, NONE
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+Rounds = Annotated[int, typer.Option(min=1)]
+
+
+@app.command("kill")
+def kill_loop(rounds: Rounds = 1000) -> None:
+    """kill -9 of a server under writes over HTTP."""
+    _told("kill -9", lambda folder: kill.run(folder, rounds))
+
+
+@app.command("points")
+def kill_points() -> None:
+    """Killed at every system call by which a change reaches the disk."""
+    _told("killed at every call", points.kill_everywhere)
+
+
+@app.command("fail")
+def failing_calls(error: str = "EIO") -> None:
+    """Every such call fails in turn."""
+    _told(f"every call fails with {error}", lambda folder: points.fail_everywhere(folder, error))
+
+
+@app.command("cuts")
+def power_cuts(rounds: Rounds = 1000, file_system: str = "ext4", mutant: str = NONE) -> None:
+    """The power goes while a process writes; with `--mutant all`, for each planted bug."""
+    reason = cuts.missing()
+    if reason is not None:
+        raise typer.BadParameter(reason)
+    for name in MUTANTS if mutant == "all" else [mutant]:
+        _told(
+            f"power cut, {file_system}, mutant {name}",
+            lambda folder, name=name: cuts.run(folder, rounds, file_system, name),
+            expect=name == NONE,
+        )
+
+
+@app.command("corrupt")
+def corruptions(rounds: Rounds = 200) -> None:
+    """Bits flipped and files cut short, in ledger and blobs."""
+    _told("corruption", lambda folder: corruption.run(folder, rounds))
+
+
+def _told(what: str, run: Callable[[Path], Any], expect: bool = True) -> None:
+    """Fails where a sound service has problems, or a broken one none."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="npt-torture-") as name:
+        outcome = asdict(run(Path(name)))
+    outcome["problems"] = outcome["problems"][:10]
+    typer.echo(json.dumps({"what": what, "seconds": round(time.perf_counter() - begin), **outcome}))
+    if bool(outcome["problems"]) is expect:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
