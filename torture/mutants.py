@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 import service.blobs
 import service.ledger.database as database
-import service.storage as storage
 
 NONE = "none"
 ACK_FIRST = "ack_first"
@@ -23,27 +22,25 @@ def _unsynced_blob() -> None:
     patch.object(service.blobs, "write_durably", write).start()
 
 
-def _unsynced_folder() -> None:
-    for module in (storage, database, service.blobs):
-        patch.object(module, "sync_folder", lambda _path: None).start()
+def _synchronous(level: str) -> Callable[[], None]:
+    def plant() -> None:
+        connect = database.connect
 
+        def weaker(url: str) -> Engine:
+            engine = connect(url)
+            event.listen(engine, "connect", lambda raw, _: raw.execute(f"PRAGMA synchronous={level}"))
+            return engine
 
-def _sync_off() -> None:
-    connect = database.connect
+        patch("service.ledger.ledger.connect", weaker).start()
 
-    def unsynced(url: str) -> object:
-        engine = connect(url)
-        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))
-        return engine
-
-    patch("service.ledger.ledger.connect", unsynced).start()
+    return plant
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
     NONE: lambda: None,
     "unsynced_blob": _unsynced_blob,
-    "unsynced_folder": _unsynced_folder,
-    "sync_off": _sync_off,
+    "sync_off": _synchronous("OFF"),
+    "sync_full": _synchronous("FULL"),  # the journal's end is not synced, so a commit may be undone
     ACK_FIRST: lambda: None,  # the writer itself says so before it writes
 }
 
