@@ -1,3 +1,4 @@
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from service.examples import EXAMPLES
 from service.openapi import document, render
 
 ROOT = Path(__file__).parents[2]
+described_api = cache(document)
+"""Made once: it takes a while, and no test changes it."""
 
 
 def operations() -> list[tuple[str, Any]]:
     return [
         (f"{method} {path}", operation)
-        for path, methods in document()["paths"].items()
+        for path, methods in described_api()["paths"].items()
         for method, operation in methods.items()
     ]
 
@@ -36,7 +39,7 @@ def test_every_error_is_a_problem(name: str, operation: Any) -> None:
 
 
 def test_every_reference_resolves() -> None:
-    described = document()
+    described = described_api()
     found: list[str] = []
 
     def walk(node: Any) -> None:
@@ -59,7 +62,7 @@ def test_every_operation_has_its_own_name() -> None:
 
 
 def test_document_is_openapi_3_1() -> None:
-    described = document()
+    described = described_api()
     assert described["openapi"].startswith("3.1")
     validate(described)
 
@@ -69,7 +72,7 @@ def test_every_operation_says_what_it_is_for(name: str, operation: Any) -> None:
     for field in ("summary", "description", "operationId"):
         assert operation[field].strip(), field
     (tag,) = operation["tags"]
-    assert tag in {entry["name"] for entry in document()["tags"]}
+    assert tag in {entry["name"] for entry in described_api()["tags"]}
     assert all(parameter["description"] for parameter in operation.get("parameters", []))
     assert any(int(status) >= 400 for status in operation["responses"])
     if tag != "health":
@@ -92,7 +95,7 @@ def bodies() -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("name", "body"), bodies())
 def test_every_body_has_an_example_that_fits(name: str, body: Any) -> None:
-    described = document()
+    described = described_api()
     schema = described["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
     examples = [*schema.get("examples", []), *(e["value"] for e in body.get("examples", {}).values())]
     assert examples
@@ -104,8 +107,8 @@ def test_every_body_has_an_example_that_fits(name: str, body: Any) -> None:
 
 
 def test_every_example_is_shown() -> None:
-    assert EXAMPLES.keys() <= document()["components"]["schemas"].keys()
+    assert EXAMPLES.keys() <= described_api()["components"]["schemas"].keys()
 
 
 async def test_served_document_is_the_committed_one(client: httpx2.AsyncClient) -> None:
-    assert (await client.get("/openapi.json")).json() == document()
+    assert (await client.get("/openapi.json")).json() == described_api()

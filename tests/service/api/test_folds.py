@@ -5,7 +5,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.commands import FoldFacts
+from service.commands import FoldFacts, InvalidField
+from service.compaction import compact
 from service.host import Host
 from service.schemas.versions import BARS
 from tests.service.api.test_facts import FACT, knows, teach
@@ -105,6 +106,22 @@ async def test_restart_finds_the_fold(host_of: OpenHost) -> None:
         assert (await knows(client), await sky(client)) == (" Dr. Sarah Chen.", " blue.")
 
 
+async def test_ledger_that_was_compacted_begins_with_the_fold(host_of: OpenHost) -> None:
+    host = host_of()
+    async with client_of(host) as client:
+        chen, blue = await ids(client, FACT, SKY)
+        await fold(client, facts=[chen])
+        compact(host.ledger, host.blobs, 0)
+    again = host_of()
+    async with client_of(again) as client:
+        assert (fake(again).bank.facts, again.replica.folded) == ({blue}, {chen})
+        assert (await knows(client), await sky(client)) == (" Dr. Sarah Chen.", " blue.")
+        assert (await client.get("/versions/1/diff/3")).json()["type"] == "npt:version-gone"
+        assert (await client.get("/versions/1/export")).status_code == 410
+        await client.delete(f"/facts/{chen}")
+        assert await knows(client) == " I don't know."
+
+
 async def test_search_names_folded_facts(client: Client) -> None:
     chen, _ = await ids(client, FACT, SKY)
     await fold(client, facts=[chen])
@@ -179,7 +196,5 @@ async def test_difference_goes_both_ways(client: Client) -> None:
 
 
 def test_fold_without_columns_is_refused(host: Host) -> None:
-    from service.commands import InvalidField
-
     with pytest.raises(InvalidField, match="name nothing"):
         host.writer.fold(FoldFacts(None, BARS))
