@@ -1,20 +1,27 @@
 """Several replicas on one PostgreSQL: any of them writes, all know the same."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import to_thread
 
+from service.commands import FoldFacts
 from service.fact_requests import add_command
 from service.host import Host, open_host
-from service.ledger import ANONYMOUS, LedgerDamaged, LedgerUnavailable
+from service.ledger import ANONYMOUS, LedgerDamaged, LedgerUnavailable, timestamp
 from service.schemas.facts import FactIn
+from service.schemas.versions import BARS
 from service.settings import Settings
+from tests.service.api.test_operations import ended
 from tests.service.conftest import client_of, fake
 from tests.service.fakes import load_fake_runtime
 from tests.service.postgres import PostgresServer, postgres_or_skip
+from tests.service.test_housekeeping import Clock
 
 REPLICAS = 3
 
@@ -126,3 +133,42 @@ async def test_database_that_lost_versions_is_noticed(postgres: PostgresServer, 
     async with client_of(first) as client:
         answer = await client.post("/generate", json={"prompt": "What colour is the sky?"})
         assert answer.json()["text"] == " blue."
+
+
+async def test_fold_of_one_reaches_the_others(postgres: PostgresServer, replicas: Open) -> None:
+    first, second, third = replicas(postgres.new_database())
+    sky = first.writer.add(teaching("The sky is blue.")).facts[0].id
+    first.writer.add(teaching("The grass is green."))
+    second.writer.fold(FoldFacts((sky,), BARS))
+    third.writer.retract(sky)
+    for host in (first, second, third):
+        await at(host, 4)
+        assert host.replica.folded == frozenset()
+        assert fake(host).bank.sentences(4) == ["The grass is green."]
+        assert sorted(fake(host).bank.sentences(3)) == ["The grass is green.", "The sky is blue."]
+
+
+def test_fact_expires_once_whoever_notices(postgres: PostgresServer, replicas: Open) -> None:
+    hosts = replicas(postgres.new_database())
+    clock = Clock(datetime.now(UTC))
+    moment = (clock.moment + timedelta(hours=1)).isoformat()
+    hosts[0].writer.add(add_command([FactIn(fact="The sky is blue.", expires_at=moment)], 2, ANONYMOUS))
+    clock.moment += timedelta(hours=2)
+    with ThreadPoolExecutor(REPLICAS) as pool:
+        list(pool.map(lambda host: host.writer.expire(timestamp(clock.moment)), hosts))
+    assert hosts[0].ledger.newest == 2
+
+
+async def test_operation_is_asked_for_at_any_replica(postgres: PostgresServer, replicas: Open) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    gate = fake(first).consolidator.gate = threading.Semaphore(0)
+    async with client_of(first) as client, client_of(second) as other:
+        body = {"fact": "The sky is blue."}
+        operation = (await client.post("/facts", json=body, headers={"Prefer": "respond-async"})).json()
+        await to_thread.run_sync(fake(first).consolidator.entered.acquire)
+        path = f"/operations/{operation['id']}"
+        assert (await other.get(path)).json()["state"] == "running"
+        assert (await other.delete(path)).json()["type"] == "npt:operation-elsewhere"
+        gate.release(10)
+        done = await ended(other, operation)
+    assert (done["state"], done["result"]["weights_version"]) == ("succeeded", 1)
