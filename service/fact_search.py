@@ -1,6 +1,6 @@
 """Which stored fact would answer a prompt: recall, explained by the numbers that decide it."""
 
-from npt_core.bank import Match, matched
+from npt_core.bank import Match, in_order, matched
 from npt_core.engine import PromptTooLong, VersionGone, VersionNotFound
 from service.host import Host
 from service.schemas.facts import FactMatch, FactsFound
@@ -24,9 +24,9 @@ def search(host: Host, prompt: str, limit: int, weights_version: int | None) -> 
 
     def match() -> list[Match]:
         keys = consolidator.question_keys(prompt, bank, version)
-        return [*bank.matches(keys, version), *matched(columns, keys)]
+        return [*bank.matches(keys, version, limit), *matched(columns, keys)]
 
-    matches = sorted(host.engine.execute(match), key=lambda m: (not m.fires, -m.cosine, m.fact))[:limit]
+    matches = in_order(host.engine.execute(match))[:limit]
     facts = host.ledger.facts_by_id(match.fact for match in matches)
     items = [
         FactMatch(

@@ -82,7 +82,7 @@ class Folds:
             for layer, columns in each.columns.items():
                 keys[layer].append(columns.keys)
         asked = {layer: torch.cat(parts) for layer, parts in keys.items()}
-        matches = self._compute(lambda: self._bank.matches(asked))
+        matches = self._compute(lambda: self._bank.matches(asked, limit=OTHERS + len(weights)))
         near = [match.fact for match in matches if match.fact in among]
         return near + sorted(set(among) - set(near))
 

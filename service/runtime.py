@@ -64,7 +64,13 @@ class Bank(Protocol):
         deltas: Mapping[int, Tensor] | None = None,
     ) -> None: ...
 
-    def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> Sequence[Match]: ...
+    def matches(
+        self,
+        keys: Mapping[int, Tensor],
+        version: int | None = None,
+        limit: int | None = None,
+        firing: bool = False,
+    ) -> Sequence[Match]: ...
 
     def num_columns(self) -> int: ...
 

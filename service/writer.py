@@ -209,7 +209,9 @@ class Writer:
 
     def _overlap(self, fresh: Consolidated) -> Overlap:
         inside = self._replica.folded_weights(self._replica.folded)
-        matches = self._compute(lambda: [*self._bank.matches(fresh.asked), *matched(inside, fresh.asked)])
+        matches = self._compute(
+            lambda: [*self._bank.matches(fresh.asked, firing=True), *matched(inside, fresh.asked)]
+        )
         return overlap(fresh, matches, self._ledger.facts_by_id)
 
     def _retract(self, fact_id: str, if_match: int | None, actor: str) -> Version:

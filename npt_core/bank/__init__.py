@@ -10,7 +10,7 @@ the same rows to its last token, whatever is published meanwhile.
 from npt_core.bank.bank import Bank
 from npt_core.bank.bases import Product, folded
 from npt_core.bank.layer import PlasticLayer
-from npt_core.bank.matches import Match, matched
+from npt_core.bank.matches import Match, in_order, matched
 from npt_core.bank.matching import Whitening
 from npt_core.bank.weights import BankError, Columns, Factors, FactWeights, Fold, Site
 
@@ -27,5 +27,6 @@ __all__ = [
     "Site",
     "Whitening",
     "folded",
+    "in_order",
     "matched",
 ]

@@ -53,17 +53,23 @@ class Bank:
         seen = self.version if version is None else version
         return sum(int(layer.columns.visible(seen).sum()) for layer in self.layers)
 
-    def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
+    def matches(
+        self,
+        keys: Mapping[int, Tensor],
+        version: int | None = None,
+        limit: int | None = None,
+        firing: bool = False,
+    ) -> list[Match]:
         """For each fact with columns that a version sees, the one that comes nearest to firing on any of
-        `keys` (`[rows, p]` by layer); those that fire first.
+        `keys` (`[rows, p]` by layer), the nearest fact first: the first `limit`, or only those that fire.
         """
         seen = self.version if version is None else version
         found = [
-            (i, nearest(self.layers[i].columns, rows, seen))
+            (i, nearest(self.layers[i].columns, rows, seen, limit, firing))
             for i, rows in keys.items()
             if len(self.layers[i].columns) and len(rows)
         ]
-        return joined(list(self._owners), found)
+        return joined(list(self._owners), found)[:limit]
 
     def publish(
         self,

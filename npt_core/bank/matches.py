@@ -1,6 +1,6 @@
 """Which stored facts answer to a key, and how nearly: what makes recall explainable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,31 +38,42 @@ class Nearest(NamedTuple):
     rows: tuple[int, ...]
 
 
-def nearest(table: ColumnTable, keys: Tensor, version: int) -> list[Nearest]:
+def nearest(
+    table: ColumnTable, keys: Tensor, version: int, limit: int | None = None, firing: bool = False
+) -> list[Nearest]:
     """For each owner of columns that `version` sees, the one with the least way to go (or most to spare)
-    between the best of `keys` `[rows, p]` and its threshold.
+    between the best of `keys` `[rows, p]` and its threshold; the `limit` nearest, or only those that fire.
     """
     stored, _, thresholds = table.tensors
-    return _nearest(stored, thresholds, table.owner.rows, table.visible(version), keys)
+    return _nearest(stored, thresholds, table.owner.rows, table.visible(version), keys, limit, firing)
 
 
 def _nearest(
-    stored: Tensor, thresholds: Tensor, owner: Tensor, visible: Tensor, keys: Tensor
+    stored: Tensor,
+    thresholds: Tensor,
+    owner: Tensor,
+    visible: Tensor,
+    keys: Tensor,
+    limit: int | None = None,
+    firing: bool = False,
 ) -> list[Nearest]:
     cosines = keys.to(stored) @ stored.T
     spare = (cosines - thresholds).masked_fill(~visible, -torch.inf)
     best, at = spare.max(0)
-    owners, place = owner[visible].unique(return_inverse=True)
-    most = best.new_full((len(owners),), -torch.inf).scatter_reduce(0, place, best[visible], "amax")
-    columns = visible.nonzero()[:, 0]
+    columns = (best > 0 if firing else visible).nonzero()[:, 0]
+    owners, place = owner[columns].unique(return_inverse=True)
+    most = best.new_full((len(owners),), -torch.inf).scatter_reduce(0, place, best[columns], "amax")
     chosen = columns.new_zeros(len(owners))
-    chosen[place[best[visible] == most[place]]] = columns[best[visible] == most[place]]
+    winning = best[columns] == most[place]
+    chosen[place[winning]] = columns[winning]
+    if limit is not None and limit < len(chosen):
+        chosen = chosen[most.topk(limit).indices]
     fired: dict[int, set[int]] = {}
     for row, column in (spare > 0).nonzero().tolist():
         fired.setdefault(int(owner[column]), set()).add(row)
     return [
         Nearest(number, float(cosines[at[c], c]), float(thresholds[c]), tuple(sorted(fired.get(number, ()))))
-        for number, c in zip(owners.tolist(), chosen.tolist(), strict=True)
+        for number, c in zip(owner[chosen].tolist(), chosen.tolist(), strict=True)
     ]
 
 
@@ -86,7 +97,7 @@ def matched(facts: Mapping[str, FactWeights], keys: Mapping[int, Tensor]) -> lis
 
 
 def joined(names: Sequence[str], found: Sequence[tuple[int, Sequence[Nearest]]]) -> list[Match]:
-    """One match a fact from what the layers found; those that fire, and the nearest, first."""
+    """One match a fact from what the layers found, the one that is nearest to firing first."""
     best: dict[str, Match] = {}
     for layer, matches in found:
         for each in matches:
@@ -94,4 +105,9 @@ def joined(names: Sequence[str], found: Sequence[tuple[int, Sequence[Nearest]]])
             held = best.get(match.fact, match)
             nearer = max(match, held, key=lambda m: m.cosine - m.threshold)
             best[match.fact] = nearer._replace(rows=tuple(sorted({*match.rows, *held.rows})))
-    return sorted(best.values(), key=lambda m: (not m.fires, -m.cosine, m.fact))
+    return in_order(best.values())
+
+
+def in_order(matches: Iterable[Match]) -> list[Match]:
+    """Those that fire with most to spare first, those with most to go last."""
+    return sorted(matches, key=lambda m: (m.threshold - m.cosine, m.fact))

@@ -106,10 +106,18 @@ class FakeBank:
         inside: list[str] = next((s for begun, s in reversed(self.folds) if begun <= version), [])
         return inside + [s for _, s, born, died in self.lives if born <= version < (died or 10**9)]
 
-    def matches(self, keys: Mapping[int, Tensor], version: int | None = None) -> list[Match]:
+    def matches(
+        self,
+        keys: Mapping[int, Tensor],
+        version: int | None = None,
+        limit: int | None = None,
+        firing: bool = False,
+    ) -> list[Match]:
         asked = _read(keys.get(TEXT))
         alive = [(name, s) for name, s, born, died in self.lives if self._sees(version, born, died)]
-        return [Match(name, TEXT, 1.0, 0.9, (0,)) for name, s in alive if asked and _subject(s) in asked]
+        return [Match(name, TEXT, 1.0, 0.9, (0,)) for name, s in alive if asked and _subject(s) in asked][
+            :limit
+        ]
 
     def _sees(self, version: int | None, born: int, died: int | None) -> bool:
         return born <= (self.version if version is None else version) < (died or 10**9)

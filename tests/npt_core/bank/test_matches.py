@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,16 @@ def test_what_fires_comes_first() -> None:
     first, *_ = published(NAMES).matches(own)
     assert (first.fact, first.fires) == ("E", True)
     assert abs(first.cosine - 1) < 1e-5
+
+
+@pytest.mark.parametrize("limit", [1, 3, 99])
+def test_only_the_nearest_or_those_that_fire_are_told_if_asked(limit: int) -> None:
+    bank = published(NAMES)
+    every = bank.matches(KEYS)
+    assert [m.fact for m in bank.matches(KEYS, limit=limit)] == [m.fact for m in every[:limit]]
+    firing = [(m.fact, m.rows) for m in every if m.fires]
+    assert [(m.fact, m.rows) for m in bank.matches(KEYS, firing=True)] == firing
+    assert firing
 
 
 def test_without_columns_or_keys_nothing_matches() -> None:
