@@ -83,7 +83,7 @@ class WriterProcess:
 
     def kill(self) -> None:
         """At once."""
-        if self._process.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # something else was quicker
             os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
@@ -133,7 +133,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """At once."""
-        if self._process.is_alive():
+        with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
         self._process.join()
 

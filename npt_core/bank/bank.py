@@ -92,7 +92,10 @@ class Bank:
             self._fold(version, deltas)
         ending = [self._owners[fact] for fact in deaths]
         born = {f: (self._owners.setdefault(f, len(self._owners)), order_of(f)) for f in births}
+        touched = {layer for weights in births.values() for layer in weights.layers}
         for index, layer in enumerate(self.layers):
+            if not ending and index not in touched:
+                continue  # most of them: a replay of many versions would spend its time here
             columns = [
                 Birth(*born[fact], (new.keys, new.values, new.thresholds))
                 for fact, weights in births.items()

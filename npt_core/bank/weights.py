@@ -72,6 +72,11 @@ class FactWeights:
             raise BankError(f"incomplete weights of a fact: {error}") from error
 
     @property
+    def layers(self) -> frozenset[int]:
+        """Layers that hold anything."""
+        return frozenset((*self.columns, *(layer for layer, _ in self.factors)))
+
+    @property
     def num_columns(self) -> int:
         """Columns over all layers."""
         return sum(len(c.keys) for c in self.columns.values())
