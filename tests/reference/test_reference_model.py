@@ -189,7 +189,7 @@ def test_a_ridge_update_that_disturbs_others_is_refused(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = with_parameters(runtime)
-    monkeypatch.setattr(writer, "_changed_answers", lambda _trial: (0.5, 0.1))
+    monkeypatch.setattr(writer, "changed_answers", lambda _trial: (0.5, 0.1))
     with pytest.raises(NotRecalled) as refused:
         writer.consolidate(WriteRequest(ACCEPTANCE[0].fact, strategy="ridge"))
     assert refused.value.report.locality == 0.5

@@ -44,7 +44,7 @@ def tiny_runtime() -> Runtime:
     calibration, _ = calibrated(model, template)
     bank = Bank(model, calibration.whitening).attach()
     writer = QuickWriter(model, template, calibration)
-    return Runtime(model, tokenizer(), template, bank, writer, "0" * 64)
+    return Runtime(model, tokenizer(), template, bank, writer, None, "0" * 64)
 
 
 TINY = EvaluationConfig(
