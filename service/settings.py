@@ -1,21 +1,37 @@
-"""Everything the service can be told, from `NPT_*` variables and the flags of `npt serve`."""
+"""Everything the service can be told: flags of `npt serve`, `NPT_*` variables, a TOML file."""
 
+import difflib
 import ipaddress
+import os
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.ledger.database import parsed
 
+PREFIX = "NPT_"
+CONFIG = "NPT_CONFIG"
+"""The variable that names a file of settings."""
+NOT_SETTINGS = frozenset({CONFIG, "NPT_URL"})
+"""Variables of this prefix that are read elsewhere."""
+
+
+class ConfigError(Exception):
+    """The file of settings cannot be used."""
+
 
 class Settings(BaseSettings):
-    """Frozen once read. Flags win over the environment, the environment over the defaults.
+    """Frozen once read. Flags win over the environment, the environment over the file that `NPT_CONFIG`
+    names, the file over the defaults.
 
     Raises:
         pydantic.ValidationError: a value out of range.
+        ConfigError: the file cannot be read, or holds a name that is none.
     """
 
     model_config = SettingsConfigDict(env_prefix="NPT_", frozen=True, extra="ignore")
@@ -77,6 +93,18 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, file."""
+        return init_settings, env_settings, _FromFile(settings_cls)
+
     @property
     def model_name(self) -> str:
         """What clients call the model: the name of its folder, or its hub id."""
@@ -95,6 +123,63 @@ class Settings(BaseSettings):
         if url is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", url):
             raise ValueError("must be s3://bucket or s3://bucket/prefix")
         return url
+
+
+class Shown(NamedTuple):
+    """A setting as it is, and who says so."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def shown(settings: Settings) -> Iterator[Shown]:
+    """Every setting with its source; the password of a URL is left out."""
+    in_file = from_file()
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if PREFIX + name.upper() in os.environ:
+            source = f"environment, {PREFIX}{name.upper()}"
+        else:
+            source = f"file, {os.environ[CONFIG]}" if name in in_file else "default"
+        if name == "database_url" and value:
+            value = parsed(value).render_as_string()  # without its password
+        yield Shown(name, value, source)
+
+
+def unknown_variables() -> list[str]:
+    """Variables of our prefix that are no setting, each with the one that was probably meant."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    wrong = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    return [_guessed(name, known) for name in wrong]
+
+
+def from_file() -> dict[str, Any]:
+    """What the file says that `NPT_CONFIG` names, if it names one. Raises `ConfigError`."""
+    path = os.environ.get(CONFIG)
+    if not path:
+        return {}
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    unknown = sorted(set(content) - set(Settings.model_fields))
+    if unknown:
+        raise ConfigError(f"{path}: {_guessed(unknown[0], set(Settings.model_fields))}")
+    return content
+
+
+class _FromFile(PydanticBaseSettingsSource):
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return from_file()
+
+
+def _guessed(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"{name} is no setting" + (f": {near[0]}?" if near else "")
 
 
 def is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ import typer
 from service.cli import (
     bench,
     compare,
+    config,
     convert,
     evaluate,
     facts,
@@ -34,6 +35,7 @@ app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")
 app.add_typer(operations.app, name="operations")
+app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(train.app, name="train")

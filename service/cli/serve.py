@@ -23,13 +23,20 @@ def command(
     host: Annotated[str | None, typer.Option(help="Address to bind.  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind.  [8080]")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of ledger and blobs.  [data]")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.  [NPT_CONFIG]")] = None,
 ) -> None:
-    """Serve a model over HTTP. Whatever has no flag is read from NPT_* variables."""
-    from service.cli.serving import load_host, read_settings
-    from service.logs import configure_logging
+    """Serve a model over HTTP. Whatever has no flag is read from NPT_* variables, then from a file."""
+    import structlog
 
+    from service.cli.serving import load_host, read_settings, use_config
+    from service.logs import configure_logging
+    from service.settings import unknown_variables
+
+    use_config(config)
     settings = read_settings(model=model, host=host, port=port, data=data)
     configure_logging(settings.log_level)
+    for line in unknown_variables():
+        structlog.get_logger("npt").warning(line)
     started = time.perf_counter()
     opened = load_host(settings)
     serve(opened, time.perf_counter() - started)

@@ -1,20 +1,30 @@
 """Settings and hosts, for the commands that load a model themselves."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.cli.failing import fail, told_in_one_line
 from service.host import Host, LoadRuntime, open_host
-from service.settings import Settings
+from service.settings import CONFIG, ConfigError, Settings
 
 
 def read_settings(**flags: Any) -> Settings:
-    """Settings from the environment, under the flags that were given."""
+    """Settings from flags, environment and file."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         fail("; ".join(_line(entry) for entry in error.errors()))
+    except ConfigError as error:
+        fail(error)
+
+
+def use_config(path: Path | None) -> None:
+    """Read settings from this file, too."""
+    if path is not None:
+        os.environ[CONFIG] = str(path)
 
 
 def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Host:

@@ -1,4 +1,4 @@
-"""A name for every request: the client's, if it gave a sane one."""
+"""A name for every request: the client's, if it gave a sane one; and the trace that it belongs to."""
 
 import re
 from uuid import uuid4
@@ -9,10 +9,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
 _SANE = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+TRACE = "traceparent"
+_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+"""W3C Trace Context: version, trace, span of the caller, flags."""
 
 
 class RequestId:
-    """Puts the name into `scope["state"]`, into every log line and into the answer."""
+    """Puts the name into `scope["state"]`, into every log line and into the answer; trace and span of the
+    caller into log lines.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,5 +35,7 @@ class RequestId:
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        trace = _TRACE.fullmatch(Headers(scope=scope).get(TRACE, ""))
+        names = {} if trace is None else {"trace_id": trace[1], "parent_span_id": trace[2]}
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **names):
             await self._app(scope, receive, named)

@@ -45,10 +45,10 @@ class ServerProcess:
         self._process.kill()
         self._end()
 
-    def stop(self) -> None:
-        """As an orchestrator does."""
+    def stop(self) -> int:
+        """As an orchestrator does; the exit code."""
         self._process.terminate()
-        self._end()
+        return self._end()
 
     def wait_failed(self) -> tuple[int, str]:
         """Exit code and log of a start that is refused."""

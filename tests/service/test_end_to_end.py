@@ -80,10 +80,12 @@ def test_damaged_data_is_refused_in_one_line(start: Start, tmp_path: Path, damag
 
 def test_log_names_requests_and_keeps_prompts_out(start: Start) -> None:
     server = start().wait_ready()
-    httpx2.post(f"{server.url}/generate", json=PROMPT, headers={"X-Request-ID": "mine"}, timeout=60)
-    server.stop()
+    names = {"X-Request-ID": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    httpx2.post(f"{server.url}/generate", json=PROMPT, headers=names, timeout=60)
+    assert server.stop() == 0
     entries = [json.loads(line) for line in server.log.splitlines()]
     (access,) = [entry for entry in entries if entry["event"] == "request"]
     assert (access["request_id"], access["status"], access["path"]) == ("mine", 200, "/generate")
+    assert (access["trace_id"], access["parent_span_id"]) == ("a" * 32, "b" * 16)
     assert access["weights_version"] == "0"
     assert "TechCorp" not in server.log
