@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -251,6 +252,20 @@ def _watch(host: Host) -> None:
                 lambda: engine.kv_usage,
             ),
         }
+    )
+    host.metrics.tell(
+        "npt_weights_chain_info",
+        "The newest version and its chain hash: replicas with equal hashes serve equal weights.",
+        lambda: {"version": str(bank.version), "chain": host.replica.chain},
+    )
+    host.metrics.tell(
+        "npt_build_info",
+        "The release, and the checkpoint that it serves.",
+        lambda: {
+            "version": metadata.version("npt"),
+            "model": host.settings.model_name,
+            "fingerprint": host.runtime.fingerprint,
+        },
     )
     cache = engine.prefix_cache
     host.metrics.count(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 # Buckets fit the quantity. A token takes milliseconds, a request seconds, a write in between.
@@ -77,6 +77,10 @@ class Metrics:
         """Counters that something else keeps."""
         self.registry.register(_KeptElsewhere(counters))
 
+    def tell(self, name: str, text: str, labels: Callable[[], dict[str, str]]) -> None:
+        """A gauge that is always 1, for what its labels say when it is scraped."""
+        self.registry.register(_Told(name, text, labels))
+
     def watch(self, gauges: Readings) -> None:
         """Gauges that are read when scraped."""
         for name, (text, read) in gauges.items():
@@ -93,6 +97,17 @@ class Metrics:
         self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Told(Collector):
+    def __init__(self, name: str, text: str, labels: Callable[[], dict[str, str]]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = self._labels()
+        family = GaugeMetricFamily(self._name, self._text, labels=list(labels))
+        family.add_metric(list(labels.values()), 1)
+        yield family
 
 
 class _KeptElsewhere(Collector):
