@@ -79,13 +79,13 @@ class Plastic(Protocol):
     """What learned facts add to an MLP; rows are masked by the version each request holds."""
 
     def gate(self, n: Tensor, g: Tensor, weights_version: WeightsVersion) -> Tensor:
-        """The gate `g` `[B, T, d_ffn]` with the updates visible at the version added."""
+        """The gate `g` `[B, ..., d_ffn]` with the updates visible at the version added."""
 
     def project(self, product: Product, z: Tensor, weights_version: WeightsVersion) -> Tensor:
-        """`z` `[B, T, d_ffn]` to `[B, T, d]` by `down_proj` as it is at the version."""
+        """`z` `[B, ..., d_ffn]` to `[B, ..., d]` by `down_proj` as it is at the version."""
 
     def down(self, z: Tensor, y: Tensor, weights_version: WeightsVersion) -> Tensor:
-        """The output `y` `[B, T, d]` for key `z` `[B, T, d_ffn]`, with visible columns added."""
+        """The output `y` `[B, ..., d]` for key `z` `[B, ..., d_ffn]`, with visible columns added."""
 
 
 class AdapterLinear(nn.Linear):

@@ -30,7 +30,7 @@ class PlasticLayer:
         self.oldest = 0
 
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
-        """`g` `[B, T, d_ffn]` with the visible gate factors applied to `n` `[B, T, d]`."""
+        """`g` `[B, ..., d_ffn]` with the visible gate factors applied to `n` `[B, ..., d]`."""
         return self._with_factors("gate_proj", n, g, weights_version)
 
     def project(self, product: Product, z: Tensor, weights_version: int | Tensor | None) -> Tensor:
@@ -46,7 +46,7 @@ class PlasticLayer:
         return product(z, matrix_at(bases, version))
 
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor | None) -> Tensor:
-        """`y` `[B, T, d]` with visible factors, and the best visible column that fires on `z`."""
+        """`y` `[B, ..., d]` with visible factors, and the best visible column that fires on `z`."""
         y = self._with_factors("down_proj", z, y, weights_version)
         table, whitening = self.columns, self.whitening
         if not len(table) or whitening is None:

@@ -60,7 +60,7 @@ class ResidentLayer:
         return len(self._bases) == 1 and self._bases[0].matrix is self._newest
 
     def gate(self, n: Tensor, g: Tensor, weights_version: Tensor) -> Tensor:
-        """`g` `[B, 1, d_ffn]` with the visible gate factors applied to `n` `[B, 1, d]`."""
+        """`g` `[B, d_ffn]` with the visible gate factors applied to `n` `[B, d]`."""
         return self._factors["gate_proj"].added_to(g, n, weights_version) if self._factors else g
 
     def project(self, product: Product, z: Tensor, weights_version: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ResidentLayer:
         return y
 
     def down(self, z: Tensor, y: Tensor, weights_version: Tensor) -> Tensor:
-        """`y` `[B, 1, d]` with visible factors, and the best visible column that fires on `z`."""
+        """`y` `[B, d]` with visible factors, and the best visible column that fires on `z`."""
         if self._factors:
             y = self._factors["down_proj"].added_to(y, z, weights_version)
         return y if self._columns is None else self._columns.added_to(y, z, weights_version)
@@ -110,10 +110,10 @@ class _Columns:
                     self._died, order, at,
                 )
                 for part, inputs, at in zip(
-                    y[:, 0].split(ROWS), z[:, 0].split(ROWS), version.split(ROWS), strict=True
+                    y.split(ROWS), z.split(ROWS), version.split(ROWS), strict=True
                 )
             ]
-        )[:, None]  # fmt: skip
+        )  # fmt: skip
 
 
 class _Factors:
@@ -150,8 +150,8 @@ class _Factors:
         if not len(self._left):
             return y
         seen = (self._born <= version[:, None]) & (version[:, None] < self._died)
-        low = (x[:, 0].float() @ self._right.T) * seen
-        return y + (low @ self._left).to(y.dtype)[:, None]
+        low = (x.float() @ self._right.T) * seen
+        return y + (low @ self._left).to(y.dtype)
 
 
 def _followed_columns(columns: _Columns | None, layer: PlasticLayer) -> _Columns | None:

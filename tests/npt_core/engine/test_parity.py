@@ -28,7 +28,7 @@ class ShiftByVersion:
         return product(z, None)
 
     def down(self, z: Tensor, y: Tensor, weights_version: int | Tensor) -> Tensor:
-        version = torch.as_tensor(weights_version).view(-1, 1, 1)
+        version = torch.as_tensor(weights_version).view(-1, *[1] * (y.dim() - 1))
         return y + version * self.direction
 
 
