@@ -83,6 +83,7 @@ class Running:
             if text.has_stopped():
                 continue  # Decoding ran a little ahead of the stop string.
             if isinstance(event, TokenEvent):
+                self.metrics.generation_tokens.inc()
                 yield Piece(event.index, text.push(event.token_id), event)
                 if text.has_stopped():
                     self.stream.cancel(event.index)
@@ -133,7 +134,6 @@ async def _observed(stream: Stream, n: int, metrics: Metrics) -> AsyncIterator[E
     async for event in _events(stream, n):
         if isinstance(event, TokenEvent):
             moment = time.monotonic()
-            metrics.generation_tokens.inc()
             if not last:
                 metrics.first_token.observe(moment - stream.times.submitted)
                 started = stream.times.started or moment

@@ -217,6 +217,7 @@ def _assemble(
     )
     _published(host)
     _watch(host)
+    _tell(host)
     replica.serve(partial(engine.execute, urgent=True), lambda: _published(host))
     housekeeping.start()
     return host
@@ -253,20 +254,6 @@ def _watch(host: Host) -> None:
             ),
         }
     )
-    host.metrics.tell(
-        "npt_weights_chain_info",
-        "The newest version and its chain hash: replicas with equal hashes serve equal weights.",
-        lambda: {"version": str(bank.version), "chain": host.replica.chain},
-    )
-    host.metrics.tell(
-        "npt_build_info",
-        "The release, and the checkpoint that it serves.",
-        lambda: {
-            "version": metadata.version("npt"),
-            "model": host.settings.model_name,
-            "fingerprint": host.runtime.fingerprint,
-        },
-    )
     cache = engine.prefix_cache
     host.metrics.count(
         {
@@ -291,4 +278,21 @@ def _watch(host: Host) -> None:
                 lambda: engine.preemptions,
             ),
         }
+    )
+
+
+def _tell(host: Host) -> None:
+    host.metrics.tell(
+        "npt_weights_chain_info",
+        "The newest version and its chain hash: replicas with equal hashes serve equal weights.",
+        lambda: {"version": str(host.version), "chain": host.replica.chain},
+    )
+    host.metrics.tell(
+        "npt_build_info",
+        "The release, and the checkpoint that it serves.",
+        lambda: {
+            "version": metadata.version("npt"),
+            "model": host.settings.model_name,
+            "fingerprint": host.runtime.fingerprint,
+        },
     )

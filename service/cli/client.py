@@ -1,6 +1,7 @@
 """Talking to a server, over the network or to one that lives in this process."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 
 URL = "http://127.0.0.1:8080"
+API_KEY = "NPT_API_KEY"
 WRITE_TIMEOUT_S = 600.0
 """Generous: a fact on a large model may wait for others, and an answer for its turn."""
 _UNLIMITED = httpx2.Limits()
@@ -79,10 +81,18 @@ class Client:
 
 @asynccontextmanager
 async def connected(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Client]:
-    """A client of the server at `url`. Network errors become `ClientError`."""
+    """A client of the server at `url`, with the API key in `NPT_API_KEY`, if there is one. Network errors
+    become `ClientError`.
+    """
+    key = os.environ.get(API_KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx2.AsyncClient(
-            base_url=url, transport=transport, timeout=WRITE_TIMEOUT_S, limits=_UNLIMITED
+            base_url=url,
+            transport=transport,
+            timeout=WRITE_TIMEOUT_S,
+            limits=_UNLIMITED,
+            headers=headers,
         ) as http:
             yield Client(http)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

@@ -1,6 +1,7 @@
 """`npt serve`."""
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -79,9 +80,11 @@ def draining_server(host: "Host", config: "uvicorn.Config") -> "uvicorn.Server":
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            first, delay = not host.draining.is_set(), host.settings.drain_delay_s
+            if host.draining.is_set():
+                os._exit(128 + sig)
             host.draining.set()
-            if first and delay:
+            delay = host.settings.drain_delay_s
+            if delay:
                 asyncio.get_running_loop().call_later(delay, super().handle_exit, sig, frame)
             else:
                 super().handle_exit(sig, frame)

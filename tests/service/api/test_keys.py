@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from service.app import create_app
 from service.cli import app as cli
+from service.cli.client import ClientError, connected
 from service.host import Host
 from service.ledger import timestamp
 from service.ledger.api_keys import ApiKeys, Scope
@@ -163,6 +164,19 @@ async def test_pages_of_other_sites_are_refused_without_keys(client: Client, ori
     assert (refused.status_code, refused.json()["type"]) == (421, "npt:foreign-host")
     local = {"Origin": "http://localhost:3000"}
     assert (await client.post("/generate", json=PROMPT, headers=local)).status_code == 200
+
+
+async def test_commands_send_the_key_of_the_environment(
+    host: Host, key_for: KeyFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = key_for(Scope.FACTS_READ)
+    transport = httpx2.ASGITransport(create_app(host))
+    async with connected("http://localhost", transport) as client:
+        with pytest.raises(ClientError, match="A valid API key is needed"):
+            await client.call("GET", "/facts")
+    monkeypatch.setenv("NPT_API_KEY", headers["Authorization"].removeprefix("Bearer "))
+    async with connected("http://localhost", transport) as client:
+        assert (await client.call("GET", "/facts"))["items"] == []
 
 
 def npt(data: Path, *arguments: str) -> Result:
