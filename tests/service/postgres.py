@@ -1,6 +1,6 @@
 """A PostgreSQL server of our own: a cluster in a temporary folder, reached through a socket in it.
 
-Needs the programs of Debian's `postgresql` package (or any other, on PATH or named by NPT_POSTGRES_BIN).
+Needs the programs of Debian's `postgresql` package (or any other, on PATH or named by POSTGRES_BIN).
 """
 
 import os
@@ -21,17 +21,17 @@ _ACCOUNT = "postgres"
 
 class PostgresMissing(Exception):
     def __init__(self) -> None:
-        super().__init__("PostgreSQL is not installed: apt-get install postgresql, or set NPT_POSTGRES_BIN")
+        super().__init__("PostgreSQL is not installed: apt-get install postgresql, or set POSTGRES_BIN")
 
 
 def postgres_or_skip(durable: bool = False) -> "PostgresServer":
-    """A server that runs. Without PostgreSQL the test is skipped, with the reason; where NPT_REQUIRE_ALL is
+    """A server that runs. Without PostgreSQL the test is skipped, with the reason; where REQUIRE_ALL_TESTS is
     set, as in CI, it fails.
     """
     try:
         return PostgresServer(durable).start()
     except PostgresMissing as error:
-        if os.environ.get("NPT_REQUIRE_ALL"):
+        if os.environ.get("REQUIRE_ALL_TESTS"):
             raise
         pytest.skip(str(error))
 
@@ -54,7 +54,7 @@ class PostgresServer:
     @cached_property
     def programs(self) -> Path:
         """The folder of PostgreSQL's programs."""
-        named = os.environ.get("NPT_POSTGRES_BIN")
+        named = os.environ.get("POSTGRES_BIN")
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
         for candidate in (named and Path(named) / "initdb", shutil.which("initdb"), *reversed(found)):
             if candidate and Path(candidate).exists():

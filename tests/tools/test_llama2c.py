@@ -19,7 +19,7 @@ DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, CONTEXT = 16, 24, 2, 4, 2, 32
 MERGED = ["a", "b", "c", " ", "ab", "bc", "abc", " a", " ab", "ba", "cab"]
 SCORES = dict(zip(MERGED, [-9, -8, -7, -6, -1, -2, -3, -5, -4, -0.5, -2.5], strict=True))
 PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), *MERGED]
-DATA = Path(os.environ.get("NPT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def tokenizer_bytes(pieces: list[str]) -> bytes:
@@ -206,7 +206,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = DATA / "stories260K"
     if not (source / "stories260K_legacy.bin").is_file():
-        pytest.skip(f"stories260K is not in {DATA}; set NPT_TEST_DATA to the folder that holds it")
+        pytest.skip(f"stories260K is not in {DATA}; set TEST_DATA to the folder that holds it")
     output = tmp_path_factory.mktemp("stories")
     import_checkpoint(source / "stories260K_legacy.bin", source / "tok512.bin", output)
     return output
