@@ -9,11 +9,12 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from service.blobs import Blobs, is_name
-from service.ledger import Ledger
+from service.ledger import Ledger, Version
 from service.storage import PRIVATE_FILE, sync_folder
 
 FORMAT = 1
@@ -83,7 +84,7 @@ def read_archive(ledger: Ledger, blobs: Blobs, path: Path) -> Manifest:
         raise ArchiveError(f"ledger {ledger.name} is not empty")
     rows: dict[str, list[dict[str, Any]]] = {}
     manifest: Manifest | None = None
-    stored = 0
+    stored: set[str] = set()
     try:
         with tarfile.open(path, "r:") as archive:
             for name, data in _members(archive):
@@ -91,7 +92,7 @@ def read_archive(ledger: Ledger, blobs: Blobs, path: Path) -> Manifest:
                     manifest = Manifest(**json.loads(data))
                 elif name.startswith(_BLOBS):
                     _store(blobs, name.removeprefix(_BLOBS), data)
-                    stored += 1
+                    stored.add(name.removeprefix(_BLOBS))
                 else:
                     table = name.removeprefix(_ROWS).removesuffix(".jsonl")
                     rows[table] = [json.loads(line) for line in data.splitlines()]
@@ -99,13 +100,21 @@ def read_archive(ledger: Ledger, blobs: Blobs, path: Path) -> Manifest:
         raise ArchiveError(f"{path}: not an archive of a ledger: {error}") from error
     if manifest is None or manifest.format != FORMAT:
         raise ArchiveError(f"{path}: not an archive that this release knows")
-    if (stored, len(rows.get("facts", ()))) != (manifest.blobs, manifest.facts):
+    if (len(stored), len(rows.get("facts", ()))) != (manifest.blobs, manifest.facts):
         raise ArchiveError(f"{path}: cut short")
-    ledger.restore(rows)
-    newest = ledger.version(manifest.newest)
-    if newest is None or newest.chain != manifest.chain:
-        raise ArchiveError(f"{path}: its versions are not those of its manifest")
+    ledger.restore(rows, partial(_problem, manifest, stored))
     return manifest
+
+
+def _problem(manifest: Manifest, stored: set[str], versions: list[Version], needed: set[str]) -> str | None:
+    """Why history and blobs of an archive are not those of its manifest."""
+    if not versions:
+        return "the archive holds no versions"
+    told = (manifest.base, manifest.newest, manifest.chain)
+    if told != (versions[0].base, versions[-1].version, versions[-1].chain):
+        return "its versions are not those of its manifest"
+    missing = needed - stored
+    return f"blob {min(missing)} is not in the archive" if missing else None
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:

@@ -7,6 +7,7 @@ BlobError
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import NamedTuple, Protocol
 from service.storage import StorageFailed, make_private_folder, sync_folder, write_durably
 
 HEX = frozenset("0123456789abcdef")
+ABANDONED_S = 3600.0
+"""A blob is written within seconds."""
 
 
 class BlobError(Exception):
@@ -52,6 +55,9 @@ class Blobs(Protocol):
     def get(self, name: str) -> bytes:
         """The bytes of blob `name`, verified. Raises the `BlobError` tree."""
 
+    def __contains__(self, name: object, /) -> bool:
+        """Whether blob `name` is stored; its content is not looked at. Raises the `BlobError` tree."""
+
     def __iter__(self) -> Iterator[Stored]:
         """All that is stored."""
 
@@ -60,13 +66,13 @@ class Blobs(Protocol):
 
 
 class FolderBlobs:
-    """A folder of immutable files (mode 0600)."""
+    """A folder of immutable files (mode 0600). Other processes may write in it, too."""
 
     def __init__(self, folder: Path) -> None:
         make_private_folder(folder)
         self._folder = folder
         for leftover in folder.glob(".tmp-*"):
-            leftover.unlink()
+            _remove_if_abandoned(leftover)
 
     def put(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
@@ -84,6 +90,9 @@ class FolderBlobs:
             raise BlobDamaged(str(path), f"cannot be read: {error.strerror}") from error
         return checked(str(path), name, data)
 
+    def __contains__(self, name: object, /) -> bool:
+        return (self._folder / str(name)).exists()
+
     def __iter__(self) -> Iterator[Stored]:
         for path in self._folder.iterdir():
             if is_name(path.name):
@@ -95,6 +104,15 @@ class FolderBlobs:
             sync_folder(self._folder)
         except OSError as error:
             raise StorageFailed(f"cannot delete {name}: {error.strerror}") from error
+
+
+def _remove_if_abandoned(unfinished: Path) -> None:
+    """A younger one may be another process's, at work."""
+    try:
+        if time.time() - unfinished.stat().st_mtime > ABANDONED_S:
+            unfinished.unlink()
+    except FileNotFoundError:
+        return
 
 
 def checked(where: str, name: str, data: bytes) -> bytes:

@@ -52,7 +52,13 @@ def bring_in(path: Path, ledger: Ledger, blobs: Blobs, bank: Bank) -> None:
     )
     change = Change(0, VersionKind.FACT, births=tuple(fact.id for fact in new), new_facts=new, actor=SYSTEM)
     with suppress(StaleParent):  # another replica brought them
-        ledger.commit(change)
+        ledger.commit(change, lambda: _ensure(new, weights, blobs))
+
+
+def _ensure(facts: tuple[Fact, ...], weights: dict[str, FactWeights], blobs: Blobs) -> None:
+    for fact in facts:
+        if fact.blob not in blobs:
+            blobs.put(encode(weights[fact.id]))
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, FactWeights]]:

@@ -25,6 +25,12 @@ def compact(ledger: Ledger, blobs: Blobs, keep: int) -> int:
     if last is not None and last.version >= version:
         raise NothingToCompact(f"there is a snapshot of version {last.version}")
     facts = ledger.facts_by_id(ledger.live(version))
-    blob = blobs.put(encode_snapshot({id_: decode(blobs.get(fact.blob)) for id_, fact in facts.items()}))
-    ledger.add_snapshot(version, blob, SYSTEM)
+    data = encode_snapshot({id_: decode(blobs.get(fact.blob)) for id_, fact in facts.items()})
+    blob = blobs.put(data)
+
+    def ensure() -> None:
+        if blob not in blobs:
+            blobs.put(data)
+
+    ledger.add_snapshot(version, blob, SYSTEM, ensure)
     return version

@@ -47,6 +47,15 @@ class ObjectBlobs:
             raise BlobUnavailable(where, _reason(error)) from error
         return checked(where, name, data)
 
+    def __contains__(self, name: object, /) -> bool:
+        try:
+            self._store.head(str(name))
+        except FileNotFoundError:
+            return False
+        except BaseError as error:
+            raise BlobUnavailable(f"{self._url}/{name}", _reason(error)) from error
+        return True
+
     def __iter__(self) -> Iterator[Stored]:
         try:
             for page in self._store.list():

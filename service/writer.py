@@ -311,7 +311,7 @@ class Writer:
         deltas = None if fold is None else fold.deltas
         self._bank.check(change.parent + 1, {id_: births[id_] for id_ in born}, dead, deltas)
         with self._timed("ledger"), self._fatal_if_storage_fails():
-            version = self._ledger.commit(change)
+            version = self._ledger.commit(change, lambda: self._ensure_blobs(change, births, fold))
         with self._timed("publish"):
             try:
                 self._replica.catch_up(births)
@@ -322,6 +322,14 @@ class Writer:
                 self._failure = f"version {version.version} could not be published"
                 raise
         return version
+
+    def _ensure_blobs(self, change: Change, births: Mapping[str, Weights], fold: Fold | None) -> None:
+        """What was stored may have been an orphan's bytes that were collected meanwhile."""
+        for fact in change.new_facts:
+            if fact.blob not in self._blobs:
+                self._blobs.put(encode(births[fact.id]))
+        if fold is not None and change.fold is not None and change.fold not in self._blobs:
+            self._blobs.put(encode_fold(fold))
 
     def _consolidate(self, facts: Sequence[NewFact]) -> list[Consolidated]:
         with self._timed("consolidate"):

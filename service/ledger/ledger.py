@@ -31,6 +31,12 @@ CHANNEL = "npt_versions"
 """Where PostgreSQL tells other processes of a new version."""
 _SCHEMA = 0x6E7074
 """An advisory lock of PostgreSQL, for the making of the tables."""
+_BLOBS = 0x6E7075
+"""Another: held by commits together, and alone by whoever deletes blobs."""
+
+
+def nothing() -> None:
+    """Needs no blob."""
 
 
 class Position(NamedTuple):
@@ -171,15 +177,13 @@ class Ledger:
 
     def snapshot(self) -> Snapshot | None:
         """The newest one."""
-        table = tables.snapshots
         with reading(self.engine) as connection:
-            row = (
-                connection.execute(select(table).order_by(table.c.version.desc()).limit(1)).mappings().first()
-            )
-        return None if row is None else Snapshot(row["version"], row["blob"], row["chain"], row["created_at"])
+            return queries.last_snapshot(connection)
 
-    def add_snapshot(self, version: int, blob: str, actor: str) -> None:
-        """From now on start-up begins at `version`, with the facts in `blob`.
+    def add_snapshot(
+        self, version: int, blob: str, actor: str, ensure_blobs: Callable[[], None] = nothing
+    ) -> None:
+        """From now on start-up begins at `version`, with the facts in `blob`; `ensure_blobs` as in `commit`.
 
         Raises:
             StaleParent: another process made one at the same moment.
@@ -190,6 +194,7 @@ class Ledger:
         row = {"version": version, "blob": blob, "chain": found.chain, "created_at": now()}
         try:
             with writing(self.engine) as connection:
+                self._keep_blobs(connection, ensure_blobs)
                 connection.execute(insert(tables.snapshots), row)
                 record(connection, actor, "snapshot", f"versions/{version}", {"blob": blob})
         except IntegrityError as error:
@@ -197,10 +202,20 @@ class Ledger:
 
     def blobs(self) -> set[str]:
         """Names of the blobs that are needed by the newest snapshot and the versions after it."""
-        snapshot = self.snapshot()
         with reading(self.engine) as connection:
-            needed = queries.blobs_since(connection, 0 if snapshot is None else snapshot.version)
-        return needed if snapshot is None else needed | {snapshot.blob}
+            return queries.needed_blobs(connection)
+
+    @contextmanager
+    def without_commits(self) -> Iterator[set[str]]:
+        """Within the block, what is committed waits, and the blobs that it gives are all that are needed.
+
+        Raises:
+            StorageError, LedgerUnavailable: see `database.writing`.
+        """
+        with writing(self.engine) as connection:
+            if self.shared:
+                connection.execute(select(func.pg_advisory_xact_lock(_BLOBS)))
+            yield queries.needed_blobs(connection)
 
     def dump(self) -> dict[str, list[dict[str, Any]]]:
         """Every row of history, as of one moment, by table."""
@@ -212,8 +227,14 @@ class Ledger:
                 for table in _HISTORY
             }
 
-    def restore(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    def restore(
+        self,
+        rows: Mapping[str, list[dict[str, Any]]],
+        problem_of: Callable[[list[Version], set[str]], str | None],
+    ) -> None:
         """The inverse of `dump`, into an empty ledger: all of it or, where it is no sound history, nothing.
+
+        `problem_of` says what is wrong with its versions (ascending) and the blobs that they need.
 
         Raises:
             LedgerDamaged: with what is wrong with the history.
@@ -223,7 +244,9 @@ class Ledger:
                 for table in _HISTORY:
                     if found := rows.get(table.name):
                         connection.execute(insert(table), found)
-                problem = _history_problem(connection)
+                problem = _history_problem(connection) or problem_of(
+                    queries.versions_after(connection, -1, None), queries.needed_blobs(connection)
+                )
                 if problem is not None:
                     raise LedgerDamaged(self.name, problem)
         except (IntegrityError, StatementError) as error:
@@ -234,18 +257,22 @@ class Ledger:
         with reading(self.engine) as connection:
             return queries.audit_after(connection, after, limit)
 
-    def commit(self, change: Change) -> Version:
+    def commit(self, change: Change, ensure_blobs: Callable[[], None] = nothing) -> Version:
         """Add a version, durably, in one transaction.
 
+        `ensure_blobs` stores again what the version needs and is not there: from then on until the
+        transaction ends nobody deletes a blob (`without_commits`).
+
         Raises:
-            StaleParent: `change.parent` is not the newest version, or the key was used meanwhile;
-                nothing was written.
+            StaleParent: `change.parent` is not the newest version, the key was used meanwhile, or the
+                target is older than a new snapshot; nothing was written.
             DiskFull, StorageFailed: see `service.storage`.
             LedgerUnavailable: whether it was written, a later read tells.
         """
         with writing(self.engine) as connection:
+            self._keep_blobs(connection, ensure_blobs)
             parent = _newest_version(connection)
-            if change.parent != parent.version:
+            if change.parent != parent.version or self._is_gone(connection, change.target):
                 raise StaleParent(change.parent, parent.version)
             version = _successor(parent, change, _facts_of(connection, change))
             try:
@@ -255,6 +282,16 @@ class Ledger:
             if self.shared:
                 connection.execute(select(func.pg_notify(CHANNEL, str(version.version))))
             return version
+
+    def _keep_blobs(self, connection: Connection, ensure: Callable[[], None]) -> None:
+        if self.shared:
+            connection.execute(select(func.pg_advisory_xact_lock_shared(_BLOBS)))
+        ensure()
+
+    def _is_gone(self, connection: Connection, target: int | None) -> bool:
+        """Whether blobs of version `target` may have been deleted."""
+        snapshot = None if target is None else queries.last_snapshot(connection)
+        return snapshot is not None and target is not None and target < snapshot.version
 
     def _begin(self, version: Version, base: str) -> None:
         try:

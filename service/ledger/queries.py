@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select, tuple_
 
 from service.ledger import rows
-from service.ledger.records import AuditEntry, Fact, FactState, StoredFact, Version
-from service.ledger.tables import audit, changes, facts, versions
+from service.ledger.records import AuditEntry, Fact, FactState, Snapshot, StoredFact, Version
+from service.ledger.tables import audit, changes, facts, snapshots, versions
 
 _lives = (
     select(
@@ -95,7 +95,22 @@ def last_audit(connection: Connection) -> AuditEntry | None:
     return None if row is None else rows.read_audit(row)
 
 
-def blobs_since(connection: Connection, version: int) -> set[str]:
+def last_snapshot(connection: Connection) -> Snapshot | None:
+    """The newest snapshot."""
+    query = select(snapshots).order_by(snapshots.c.version.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else Snapshot(row["version"], row["blob"], row["chain"], row["created_at"])
+
+
+def needed_blobs(connection: Connection) -> set[str]:
+    """Blobs that are needed by the newest snapshot and the versions after it."""
+    snapshot = last_snapshot(connection)
+    if snapshot is None:
+        return _blobs_since(connection, 0)
+    return _blobs_since(connection, snapshot.version) | {snapshot.blob}
+
+
+def _blobs_since(connection: Connection, version: int) -> set[str]:
     """Blobs of facts that `version` or a later one knows, and of folds in force at them."""
     alive = (
         select(changes.c.fact_id)

@@ -1,7 +1,11 @@
 """What `npt ledger` does: verify, export and import, collect garbage, compact."""
 
+import hashlib
+import io
+import json
 import os
 import tarfile
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +14,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from npt_core.engine import VersionGone
+from service.blobs import FolderBlobs
 from service.cli import app
 from service.commands import OnConflict
 from service.fact_requests import add_command
+from service.garbage import collect
 from service.host import Host
-from service.ledger import ANONYMOUS
+from service.ledger import ANONYMOUS, Ledger
 from service.schemas.facts import FactIn
+from service.storage import DiskFull
 from tests.service.conftest import OpenHost, client_of, fake
 from tests.service.postgres import PostgresServer
 
@@ -164,3 +171,97 @@ async def test_start_from_a_snapshot_knows_the_same_and_older_versions_are_gone(
 def test_nothing_to_compact_is_told(taught: Host, data: Path) -> None:
     done = npt("compact", "--data", data)
     assert (done.exit_code, "newest version is 6" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("part", ["base", "chain", "newest", "blob"])
+def test_archive_that_is_not_what_its_manifest_says_changes_nothing(
+    taught: Host, data: Path, tmp_path: Path, part: str
+) -> None:
+    archive, forged, elsewhere = tmp_path / "backup.tar", tmp_path / "forged.tar", tmp_path / "elsewhere"
+    npt("export", archive, "--data", data)
+    with tarfile.open(archive) as sound, tarfile.open(forged, "w") as made:
+        for member in sound:
+            content = sound.extractfile(member)
+            assert content is not None
+            name, bytes_ = _forged(part, member.name, content.read())
+            entry = tarfile.TarInfo(name)
+            entry.size = len(bytes_)
+            made.addfile(entry, io.BytesIO(bytes_))
+            part = "" if part == "blob" and member.name.startswith("blobs/") else part
+    done = npt("import", forged, "--data", elsewhere)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "archive" in done.stderr or "manifest" in done.stderr
+    assert npt("verify", "--data", elsewhere).stdout.endswith("1 versions and 0 blobs are sound\n")
+
+
+def _forged(part: str, name: str, content: bytes) -> tuple[str, bytes]:
+    if name == "manifest.json" and part in ("base", "chain", "newest"):
+        manifest = json.loads(content)
+        manifest[part] = 3 if part == "newest" else "0" * 64
+        return name, json.dumps(manifest).encode()
+    if name.startswith("blobs/") and part == "blob":  # a sound one that no fact has
+        return f"blobs/{hashlib.sha256(b'another').hexdigest()}", b"another"
+    return name, content
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_blob_that_a_write_needs_again_while_it_is_collected_is_there(
+    host_of: OpenHost, data: Path, database: str, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if database == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        monkeypatch.setenv("NPT_DATABASE_URL", server.new_database())
+    host = host_of()
+    # The same bytes as of the fact that is written below, left by an attempt that failed.
+    orphan = _orphan_of(host, SENTENCES[0])
+    put, listed, stored = FolderBlobs.put, threading.Event(), threading.Event()
+    past = time.time() - timedelta(hours=2).total_seconds()
+    os.utime(data / "blobs" / orphan, (past, past))
+    real = host.ledger.blobs
+
+    def blobs() -> set[str]:
+        needed = real()
+        listed.set()
+        assert stored.wait(60)
+        return needed
+
+    def put_and_wait(self: FolderBlobs, content: bytes) -> str:
+        name = put(self, content)
+        if not stored.is_set():
+            assert listed.wait(60)
+            stored.set()
+            collector.join(60)  # it deletes the blob before the fact is committed
+            assert not (data / "blobs" / orphan).exists()
+        return name
+
+    monkeypatch.setattr(host.ledger, "blobs", blobs)
+    monkeypatch.setattr(FolderBlobs, "put", put_and_wait)
+    collector = threading.Thread(target=collect, args=(host.ledger, host.blobs))
+    collector.start()
+    fact = teach(host, SENTENCES[0])
+    written = host.ledger.fact(fact)
+    assert written is not None
+    assert written.fact.blob == orphan
+    assert host.blobs.get(orphan)
+
+
+def _orphan_of(host: Host, sentence: str) -> str:
+    """The blob of a fact whose commit fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "commit", lambda *_: (_ for _ in ()).throw(DiskFull("no room")))
+        with pytest.raises(DiskFull):
+            teach(host, sentence)
+    (orphan,) = (blob.name for blob in host.blobs)
+    return orphan
+
+
+def test_another_process_at_work_keeps_its_unfinished_blob(data: Path) -> None:
+    FolderBlobs(data / "blobs")
+    young, old = data / "blobs" / ".tmp-young", data / "blobs" / ".tmp-old"
+    young.touch()
+    old.touch()
+    past = time.time() - timedelta(hours=2).total_seconds()
+    os.utime(old, (past, past))
+    FolderBlobs(data / "blobs")
+    assert (young.exists(), old.exists()) == (True, False)
