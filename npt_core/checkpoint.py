@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from transformers import LlamaConfig
+from transformers.distributed import DistributedConfig
 
 from npt_core.config import NPTConfig
 from npt_core.model import NPTForCausalLM
@@ -82,11 +84,13 @@ def load_checkpoint(
     source: str | Path,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    distributed: Callable[[NPTConfig], DistributedConfig] | None = None,
 ) -> NPTForCausalLM:
     """The model in `source`, a local directory or a hub id, in eval mode.
 
     A Llama checkpoint becomes an NPT model of plain layers. `dtype` `None` keeps the dtype the
-    checkpoint was saved in; `attn_implementation` `None` is the default of transformers.
+    checkpoint was saved in; `attn_implementation` `None` is the default of transformers. What
+    `distributed` makes of the configuration says how the model is split among processes.
 
     Raises:
         CheckpointError: the subclass says what is wrong; nothing is ever initialised at random.
@@ -101,6 +105,7 @@ def load_checkpoint(
         attn_implementation=attn_implementation,
         use_safetensors=True,
         local_files_only=True,
+        distributed_config=None if distributed is None else distributed(config),
     )
     model.eval()  # type: ignore[no-untyped-call]
     return model

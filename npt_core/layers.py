@@ -13,7 +13,7 @@ A zero adapter leaves `g` as it was, bit for bit, so v1 with zero adapters is th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from transformers.models.llama.modeling_llama import (
 
 from npt_core.bank import Product
 from npt_core.config import ModulationType, NPTConfig
+from npt_core.sharding import local, share_of
 
 B_ADD_STD = 0.02
 """Start of `B_add` in a v2 layer: large enough that attention reaches the stream at once."""
@@ -169,8 +170,14 @@ class NPTMLP(LlamaMLP):
 
     def _product(self, z: Tensor, matrix: Tensor | None) -> Tensor:
         """`z` by `down_proj`, or by a matrix `[d_ffn, d]` that stands for its weight."""
-        y: Tensor = self.down_proj(z) if matrix is None else F.linear(z, matrix.T, self.down_proj.bias)
-        return y
+        if matrix is None:
+            y: Tensor = self.down_proj(z)
+            return y
+        share, bias = share_of(self.down_proj), cast(Tensor | None, self.down_proj.bias)
+        if share is None:
+            return F.linear(z, matrix.T, bias)
+        y = share.total(F.linear(z, matrix.T))
+        return y if bias is None else y + local(bias)
 
     def _gate(self, n: Tensor, weights_version: WeightsVersion) -> Tensor:
         g: Tensor = self.gate_proj(n)

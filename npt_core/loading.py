@@ -96,10 +96,10 @@ def load_runtime(
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
     kept = None if cache is None else kept_calibration(folder, cache)
-    calibrated = _stored_calibration(folder)
+    calibrated = stored_calibration(folder)
     elsewhere = kept if calibrated is None else None
     if elsewhere is not None:
-        calibrated = _stored_calibration(elsewhere)
+        calibrated = stored_calibration(elsewhere)
     plain = calibrated is None or calibrated.config.plain_text
     template = template_for(tokenizer, end_ids(model, tokenizer), plain and calibrated is not None)
     if calibrated is None:
@@ -154,7 +154,8 @@ def _joined(fingerprint: str, calibration: Path) -> str:
     return hashlib.sha256((fingerprint + found).encode()).hexdigest()
 
 
-def _stored_calibration(folder: Path) -> Calibration | None:
+def stored_calibration(folder: Path) -> Calibration | None:
+    """The calibration that lies in `folder`, if any. Raises DamagedCalibration."""
     if not (folder / CONFIG_FILE).exists():
         return None
     try:

@@ -32,10 +32,10 @@ def bring_in(path: Path, ledger: Ledger, blobs: Blobs, bank: Bank) -> None:
     """
     if ledger.newest > 0:
         return
+    facts, weights = read_bank_file(path)
     try:
-        facts, weights = _read(path)
         bank.check(1, weights, ())
-    except (OSError, SafetensorError, BankError, KeyError, TypeError, ValueError) as error:
+    except BankError as error:
         raise DamagedBankFile(path, error) from error
     moment = now()
     new = tuple(
@@ -59,6 +59,14 @@ def _ensure(facts: tuple[Fact, ...], weights: dict[str, FactWeights], blobs: Blo
     for fact in facts:
         if fact.blob not in blobs:
             blobs.put(encode(weights[fact.id]))
+
+
+def read_bank_file(path: Path) -> tuple[list[dict[str, Any]], dict[str, FactWeights]]:
+    """The facts as a ledger has them, and their weights by id. Raises DamagedBankFile."""
+    try:
+        return _read(path)
+    except (OSError, SafetensorError, BankError, KeyError, TypeError, ValueError) as error:
+        raise DamagedBankFile(path, error) from error
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, FactWeights]]:

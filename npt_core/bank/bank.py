@@ -12,6 +12,7 @@ from npt_core.bank.matches import Match, joined, nearest
 from npt_core.bank.matching import Whitening
 from npt_core.bank.rows import Birth
 from npt_core.bank.weights import BankError, FactWeights
+from npt_core.sharding import local, share_of
 
 
 class Bank:
@@ -27,7 +28,8 @@ class Bank:
                 mlp.down_proj.out_features,
                 mlp.down_proj.in_features,
                 whitening[i].to(mlp.down_proj.weight.device) if i in whitening else None,
-                mlp.down_proj.weight,
+                local(mlp.down_proj.weight),
+                share_of(mlp.down_proj),
             )
             for i, mlp in enumerate(self._mlps)
         ]
@@ -104,7 +106,7 @@ class Bank:
             layer.columns = layer.columns.ended(ending, version).joined(columns, version)
             for site, table in layer.factors.items():
                 factors = [
-                    Birth(*born[fact], (more.left, more.right))
+                    Birth(*born[fact], layer.held(site, more))
                     for fact, weights in births.items()
                     if (more := weights.factors.get((index, site))) is not None
                 ]
@@ -116,11 +118,14 @@ class Bank:
         self.version = version
 
     def _fold(self, version: int, deltas: Mapping[int, Tensor]) -> None:
-        made = {
-            i: folded(self._mlps[i].down_proj.weight, delta).T.contiguous() for i, delta in deltas.items()
-        }
+        made = {i: self._folded(i, delta).T.contiguous() for i, delta in deltas.items()}
         for index, layer in enumerate(self.layers):
             layer.bases = succeeded(layer.bases, version, made.get(index))
+
+    def _folded(self, index: int, delta: Tensor) -> Tensor:
+        """`[d, d_ffn]`, or the columns of it that this process holds."""
+        share = self.layers[index].share
+        return folded(local(self._mlps[index].down_proj.weight), delta if share is None else share.of(delta))
 
     def retire(self, oldest: int, pinned: Callable[[], int | None] = lambda: None) -> None:
         """New readers may ask for no version below `oldest` any more; there is no way back.
@@ -177,9 +182,9 @@ class Bank:
         for (index, site), factors in weights.factors.items():
             if not 0 <= index < len(self.layers):
                 raise BankError(f"fact {fact}: there is no layer {index}")
-            shapes = [tuple(p.shape[1:]) for p in self.layers[index].factors[site].tensors]
-            if [tuple(p.shape[1:]) for p in (factors.left, factors.right)] != shapes:
-                raise BankError(f"fact {fact}, layer {index}: {site} factors do not fit {shapes}")
+            widths = self.layers[index].widths[site]
+            if [tuple(p.shape[1:]) for p in (factors.left, factors.right)] != [(w,) for w in widths]:
+                raise BankError(f"fact {fact}, layer {index}: {site} factors do not fit {widths}")
             _check_rows(fact, index, factors.left, factors.right)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank.rows import Rows
+from npt_core.sharding import Share
 
 BLOCK = 128
 """Tokens of one product with factors, always: with any other number the sums round differently, and
@@ -20,8 +21,12 @@ KEPT = 8
 
 @dataclass(frozen=True, eq=False)
 class FactorTable(Rows):
-    """Rows `left` `[n, out]` and `right` `[n, in]`: `y += (x right^T) left` over the visible ones."""
+    """Rows `left` `[n, out]` and `right` `[n, in]`: `y += (x right^T) left` over the visible ones.
 
+    With `inputs`, `right` and `x` hold a share of `in`.
+    """
+
+    inputs: Share | None = None
     _gathered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def added_to(self, y: Tensor, x: Tensor, version: int | Tensor) -> Tensor:
@@ -42,8 +47,12 @@ class FactorTable(Rows):
         left, right = self._seen(min(version, self.version))
         tokens = x.float().reshape(-1, x.shape[-1])
         full = (F.pad(block, (0, 0, 0, BLOCK - len(block))) for block in tokens.split(BLOCK))
-        update = torch.cat([(block @ right.T) @ left for block in full])[: len(tokens)]
+        update = torch.cat([self._low(block, right) @ left for block in full])[: len(tokens)]
         return update.view(*x.shape[:-1], -1)
+
+    def _low(self, block: Tensor, right: Tensor) -> Tensor:
+        low = block @ right.T
+        return low if self.inputs is None else self.inputs.total(low)
 
     def _seen(self, version: int) -> tuple[Tensor, Tensor]:
         """The visible rows alone, in their `order`: a row that is multiplied by zero, or one that comes

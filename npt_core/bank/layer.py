@@ -1,5 +1,7 @@
 """What one layer's MLP adds at a version; the `mlp.plastic` of the model."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -7,27 +9,53 @@ from npt_core.bank.bases import Bases, Product, matrix_at, project, retained
 from npt_core.bank.factors import FactorTable
 from npt_core.bank.matching import ColumnTable, Whitening
 from npt_core.bank.vector import Vector
-from npt_core.bank.weights import BankError, Site
+from npt_core.bank.weights import BankError, Factors, Site
+from npt_core.sharding import Share
 
 
 class PlasticLayer:
-    """Columns, factors and folded weights of one layer; `newest` is for readers who ask for no version."""
+    """Columns, factors and folded weights of one layer; `newest` is for readers who ask for no version.
 
-    def __init__(self, d_model: int, d_ffn: int, whitening: Whitening | None, like: Tensor) -> None:
-        self.whitening = whitening
+    With a `share`, of a process that computes some of the `d_ffn` neurons: columns are whole there, as they
+    are small and all processes must find the same one; what has the width of the neurons is split.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ffn: int,
+        whitening: Whitening | None,
+        like: Tensor,
+        share: Share | None = None,
+    ) -> None:
+        self.whitening = None if whitening is None else whitening.shared(share)
+        self.share = share
         width = 0 if whitening is None else whitening.projection.shape[1]
 
         def none(*row: int, transposed: bool = False) -> Vector:
             return Vector.of(like.new_zeros(0, *row, dtype=torch.float32), transposed)
 
         self.columns = ColumnTable.of((none(width, transposed=True), none(d_model), none()))
+        held = d_ffn if share is None else share.width
+        self.widths: dict[Site, tuple[int, int]] = {
+            "gate_proj": (d_ffn, d_model),
+            "down_proj": (d_model, d_ffn),
+        }
+        """Of `left` and `right`, as facts bring them."""
         self.factors: dict[Site, FactorTable] = {
-            "gate_proj": FactorTable.of((none(d_ffn), none(d_model))),
-            "down_proj": FactorTable.of((none(d_model), none(d_ffn))),
+            "gate_proj": FactorTable.of((none(held), none(d_model))),
+            "down_proj": replace(FactorTable.of((none(d_model), none(held))), inputs=share),
         }
         self.bases: Bases = ()
         self.newest = 0
         self.oldest = 0
+
+    def held(self, site: Site, factors: Factors) -> tuple[Tensor, Tensor]:
+        """`left` and `right` of a fact, as this process holds them."""
+        left, right = factors.left, factors.right
+        if self.share is None:
+            return left, right
+        return (self.share.of(left), right) if site == "gate_proj" else (left, self.share.of(right))
 
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
         """`g` `[B, ..., d_ffn]` with the visible gate factors applied to `n` `[B, ..., d]`."""

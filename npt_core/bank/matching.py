@@ -5,7 +5,7 @@ even the smallest threshold, and only what does is looked at again: its score, s
 else is in the batch or the bank, its own threshold, its lifetime.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank.rows import Rows
+from npt_core.sharding import Share
 
 BLOCK = 16384
 """Columns of one product on a CPU: so many scores of a batch stay in its cache until they are read."""
@@ -28,19 +29,27 @@ class Whitening:
     """Key space of one layer: `key(z) = normalise((z - mean) @ projection)`.
 
     `mean` `[d_ffn]`, `projection` `[d_ffn, p]`: the inverse square root of the covariance at
-    surprising positions, times a seeded random projection.
+    surprising positions, times a seeded random projection. With a `share`, rows of its neurons alone.
     """
 
     mean: Tensor
     projection: Tensor
+    share: Share | None = None
 
     def to(self, device: torch.device) -> "Whitening":
         """The same on `device`."""
-        return Whitening(self.mean.to(device), self.projection.to(device))
+        return replace(self, mean=self.mean.to(device), projection=self.projection.to(device))
+
+    def shared(self, share: Share | None) -> "Whitening":
+        """What a process needs that computes some of the neurons."""
+        if share is None:
+            return self
+        return Whitening(share.of(self.mean), share.of(self.projection.T).T.contiguous(), share)
 
     def key(self, z: Tensor) -> Tensor:
         """Unit keys `[..., p]`, float32, of MLP activations `z` `[..., d_ffn]`."""
-        return F.normalize((z.float() - self.mean) @ self.projection, dim=-1)
+        product = (z.float() - self.mean) @ self.projection
+        return F.normalize(product if self.share is None else self.share.total(product), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

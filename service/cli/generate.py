@@ -12,7 +12,9 @@ import typer
 
 from service.cli.client import Client, ClientError, connected
 from service.cli.failing import fail, told_in_one_line
+from service.cli.launcher import processes
 from service.cli.options import DEFAULT_URL, Json, Url
+from service.cli.split import answer
 
 LOCAL = "http://localhost"
 
@@ -37,7 +39,7 @@ def command(
     data: Annotated[Path | None, typer.Option(help="With --model: the folder of its facts.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Continue a prompt, on a server or with a model loaded here."""
+    """Continue a prompt, on a server or with a model loaded here; under torchrun, split among processes."""
     if data is not None and model is None:
         fail("--data goes with --model")
     optional = {
@@ -52,6 +54,11 @@ def command(
         "modulation_scale": modulation_scale,
     }
     body = {"prompt": prompt} | {name: v for name, v in optional.items() if v is not None}
+    if processes() > 1:
+        if model is None or data is not None or as_json:
+            fail("under torchrun, give --model, a checkpoint with its facts, and neither --data nor --json")
+        answer(model, body)
+        return
     with told_in_one_line(ClientError):
         if model is None:
             asyncio.run(_ask(connected(url), body, as_json))

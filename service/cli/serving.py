@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.cli.failing import fail, told_in_one_line
+from service.cli.launcher import processes
 from service.host import Host, LoadRuntime, open_host
 from service.settings import CONFIG, ConfigError, Settings
 
@@ -29,6 +30,11 @@ def use_config(path: Path | None) -> None:
 
 def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Host:
     """An open host; whatever is wrong with checkpoint or data folder is told in one line."""
+    if processes() > 1:
+        fail(
+            "a server computes in one process; of a model that is larger than a GPU, "
+            "`torchrun -m service.cli generate --model` answers single prompts"
+        )
     from npt_core.checkpoint import CheckpointError
     from npt_core.engine import UnsupportedModel
     from npt_core.placement import Unplaceable
