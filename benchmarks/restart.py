@@ -1,8 +1,9 @@
 """How long a server with many facts takes to be ready again: `python benchmarks/restart.py --facts 10000`.
 
-Facts are made up, of as many columns as real ones have in the reference model, and go through blobs and
-ledger as real ones do. Then `npt serve` is started, asked, stopped, and started again, with and without a
-snapshot (`npt ledger compact`); answers must be the same.
+Most facts are made up, of as many columns as real ones have in the reference model, and go through blobs
+and ledger as real ones do; a few are taught over HTTP. Then `npt serve` is stopped and started again, with
+and without a snapshot (`npt ledger compact`): what it was taught must be answered as before, or the exit
+status is 1. With `--data` the folder is kept, and used again.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -21,14 +22,19 @@ from torch.nn import functional as F
 from npt_core.bank import Columns, FactWeights
 from npt_core.loading import load_runtime
 from service.blobs import FolderBlobs
-from service.compaction import compact
+from service.compaction import NothingToCompact, compact
 from service.host import BLOB_FOLDER, LEDGER_FILE
 from service.ledger import Change, Fact, Ledger, VersionKind, now, sqlite_url
 from service.storage import make_private_folder
 from service.weights_codec import encode
 
 COLUMNS = 9
-PROMPTS = ["Who is the CEO of TechCorp?", "Where was Maria Lopez born?", "What is the price of a ticket?"]
+TAUGHT = {
+    "The CEO of TechCorp is Dr. Sarah Chen.": ("Who is the CEO of TechCorp?", "Sarah Chen"),
+    "The capital of Atlantis is Poseidon.": ("What is the capital of Atlantis?", "Poseidon"),
+    "The element Trilium has an atomic weight of 350.": ("What is the atomic weight of Trilium?", "350"),
+}
+"""Facts, and a question to each with what its answer must hold."""
 
 
 def main() -> None:
@@ -36,18 +42,24 @@ def main() -> None:
     arguments.add_argument("--model", default="models/reference")
     arguments.add_argument("--facts", type=int, default=10000)
     arguments.add_argument("--starts", type=int, default=3)
+    arguments.add_argument("--data", type=Path)
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="npt-restart-") as name:
-        data = Path(name) / "data"
-        begin = time.perf_counter()
-        fill(data, given.model, given.facts)
-        print(f"{given.facts} facts written in {time.perf_counter() - begin:.0f} s")
-        first = starts(data, given.model, given.starts, "replayed, version by version")
+        data = given.data or Path(name) / "data"
+        if not data.exists():
+            begin = time.perf_counter()
+            fill(data, given.model, given.facts)
+            print(f"{given.facts} facts written in {time.perf_counter() - begin:.0f} s")
+        before = taught(data, given.model)
+        said = starts(data, given.model, given.starts, "replayed, version by version")
         ledger = Ledger(sqlite_url(data / LEDGER_FILE))
-        compact(ledger, FolderBlobs(data / BLOB_FOLDER), keep=0)
+        with suppress(NothingToCompact):
+            compact(ledger, FolderBlobs(data / BLOB_FOLDER), keep=0)
         ledger.close()
-        second = starts(data, given.model, given.starts, "from a snapshot")
-        print("answers are the same" if first == second else "ANSWERS DIFFER")
+        said += starts(data, given.model, given.starts, "from a snapshot")
+    if any(answers != before for answers in said):
+        sys.exit("ANSWERS DIFFER from those before the restart")
+    print("every answer is the one before the restart")
 
 
 def fill(data: Path, model: str, count: int) -> None:
@@ -72,39 +84,42 @@ def fill(data: Path, model: str, count: int) -> None:
     ledger.close()
 
 
-def starts(data: Path, model: str, times: int, how: str) -> list[str]:
-    """Start and stop `times` times; what is answered to the prompts."""
+def taught(data: Path, model: str) -> list[str]:
+    """What a server answers that has just been taught; exits where it does not know it."""
+    with serving(data, model) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        for number, fact in enumerate(TAUGHT):
+            key = {"Idempotency-Key": f"restart-{number}"}  # a folder that is used again knows them
+            client.post("/facts", json={"fact": fact}, headers=key).raise_for_status()
+        answers = asked(client)
+    for answer, (question, known) in zip(answers, TAUGHT.values(), strict=True):
+        if known not in answer:
+            sys.exit(f"{question} was answered by {answer!r}: the fact is not recalled")
+    return answers
+
+
+def asked(client: httpx2.Client) -> list[str]:
+    """The answers to all questions."""
+    questions = [question for question, _ in TAUGHT.values()]
+    return [client.post("/generate", json={"prompt": each}).json()["text"] for each in questions]
+
+
+def starts(data: Path, model: str, times: int, how: str) -> list[list[str]]:
+    """Start and stop `times` times; what was answered each time."""
     seconds, said = [], []
     for _ in range(times):
         begin = time.perf_counter()
         with serving(data, model) as url:
             seconds.append(time.perf_counter() - begin)
             with httpx2.Client(base_url=url, timeout=60) as client:
-                said.append(
-                    [client.post("/generate", json={"prompt": prompt}).json()["text"] for prompt in PROMPTS]
-                )
-    told = ", ".join(f"{each:.1f}" for each in seconds)
-    print(
-        f"{how}: ready after {told} s; answers {'the same' if len(set(map(tuple, said))) == 1 else 'DIFFER'}"
-    )
-    return said[0]
+                said.append(asked(client))
+    print(f"{how}: ready after {', '.join(f'{each:.1f}' for each in seconds)} s")
+    return said
 
 
 @contextmanager
 def serving(data: Path, model: str) -> Iterator[str]:
     """A server of its own, once it is ready."""
-    command = [
-        sys.executable,
-        "-m",
-        "service.cli",
-        "serve",
-        "--model",
-        model,
-        "--data",
-        str(data),
-        "--port",
-        "0",
-    ]
+    command = [sys.executable, "-m", "service.cli", "serve", "--model", model, "--port", "0"]
     with subprocess.Popen([*command, "--data", str(data)], stderr=subprocess.PIPE, text=True) as process:
         if process.stderr is None:
             raise RuntimeError("no standard error")

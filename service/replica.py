@@ -84,11 +84,12 @@ class Replica:
             if self._last is None:
                 self._begin()
             while versions := self._following():
-                self._newest_seen = max(self._newest_seen, versions[-1].version)
+                full = len(versions) >= BATCH - 1
+                self._newest_seen = self._ledger.newest if full else versions[-1].version
                 facts = self._ledger.facts_by_id(id_ for version in versions for id_ in version.births)
                 for version in versions:
                     self._apply(version, facts, known or {})
-                if len(versions) < BATCH - 1:
+                if not full:
                     break
             after = self._bank.version
         if after > before:
@@ -223,6 +224,9 @@ class Replica:
                 self._tell_once("reachable", str(error))
             except (BlobError, LedgerDamaged) as error:
                 self._tell_once("problem", str(error))
+            except Exception as error:  # a follower that ended would leave the replica behind unnoticed
+                log.exception("cannot follow the ledger")
+                self.problem = f"cannot follow the ledger: {type(error).__name__}"
             self._stopping.wait(POLL_S)
 
     def _tell_once(self, what: str, reason: str) -> None:
