@@ -66,6 +66,7 @@ def create_api() -> FastAPI:
     app.include_router(openai.router)
     app.include_router(health.router, responses=answers(*_ANYWHERE))
     problems.install(app)
+    app.openapi_version = "3.2.0"  # the first that can say what an event of a stream is
     described = app.openapi
     app.openapi = lambda: completed(described())  # type: ignore[method-assign]
     return app

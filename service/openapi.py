@@ -8,7 +8,7 @@ from service.app import create_api
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+    """The OpenAPI 3.2 document."""
     return create_api().openapi()
 
 

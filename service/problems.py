@@ -7,7 +7,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from npt_core import consolidation, engine
 from service import access, blobs, commands, ledger, storage
@@ -327,7 +329,19 @@ def _from_http(request: Request, error: Exception) -> Response:
         raise error
     cause = error.__cause__
     detail = f"not UTF-8: {cause}" if isinstance(cause, UnicodeDecodeError) else error.detail
-    return respond(request, for_status(error.status_code, detail), error.headers or {})
+    allowed = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else {}
+    return respond(request, for_status(error.status_code, detail), {**(error.headers or {}), **allowed})
+
+
+def _methods(request: Request) -> list[str]:
+    """Offered at the address of a request: FastAPI names those of the first route alone."""
+    found = [route for route in iter_route_contexts(request.app.routes) if _is_at(route, request)]
+    return sorted({method for route in found for method in route.methods or ()})
+
+
+def _is_at(route: RouteContext, request: Request) -> bool:
+    match, _ = route.matches(request.scope)
+    return bool(match is not Match.NONE)
 
 
 def _from_validation(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import WithJsonSchema
 
 from service.access import ScopeMissing
 from service.host import Host
@@ -12,7 +13,7 @@ from service.ledger import ANONYMOUS
 from service.ledger.api_keys import Scope
 from service.request_errors import MalformedHeader
 
-_VERSION = re.compile(r'"(\d{1,18})"')
+_VERSION = re.compile(r'"([0-9]{1,18})"')
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -26,8 +27,9 @@ def if_match(
         str | None,
         Header(
             alias="If-Match",
-            description="Write only if this is the newest version",
-            examples=['"7"'],
+            description="Write only if this is the newest version; `*`: whichever it is",
+            examples=['"0"'],
+            json_schema_extra={"pattern": rf"^(\*|{_VERSION.pattern})$", "minLength": 1},
         ),
     ] = None,
 ) -> int | None:
@@ -46,6 +48,7 @@ def idempotency_key(
         Header(
             alias="Idempotency-Key",
             description="A repeated request with the same key and body is answered as the first",
+            json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
         ),
     ] = None,
 ) -> str | None:
@@ -58,6 +61,7 @@ def idempotency_key(
 def prefers_async(
     value: Annotated[
         list[str] | None,
+        WithJsonSchema({"type": "string"}),  # a list in one line, as RFC 9110 has it; more lines are taken
         Header(
             alias="Prefer",
             description="`respond-async`: answer at once with an operation to poll",

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from service import problems
 from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
-from service.api.documentation import ACCEPTED, REPLAYED, WRITTEN, answers
+from service.api.documentation import ACCEPTED, LINKS, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
 from service.commands import AddFacts, FactNotFound
 from service.fact_requests import add_command
@@ -68,8 +68,8 @@ _TEACHING = (
     response_model=None,
     responses={
         200: {"model": FactRehearsed, "description": "A dry run: nothing was written"},
-        201: {"model": FactCreated, "description": "It is known", "headers": WRITTEN},
-        202: {"model": OperationOut, "description": "It will be written", "headers": ACCEPTED},
+        201: {"model": FactCreated, "description": "It is known", "headers": WRITTEN, "links": LINKS},
+        202: {**ACCEPTED, "description": "It will be written"},
         **answers(*_TEACHING),
     },
 )
@@ -105,7 +105,7 @@ async def create_fact(
     responses={
         200: {"model": BatchRehearsed, "description": "A dry run: nothing was written"},
         201: {"model": BatchCreated, "description": "All of them are known", "headers": REPLAYED},
-        202: {"model": OperationOut, "description": "They will be written", "headers": ACCEPTED},
+        202: {**ACCEPTED, "description": "They will be written"},
         **answers(*_TEACHING, problems.SELF_CONTRADICTION),
     },
 )

@@ -5,18 +5,19 @@ from fastapi import APIRouter, Request, Response
 from service import problems
 from service.answers import StreamedAnswer, whole
 from service.api.dependencies import HostDep, needs
-from service.api.documentation import answers
+from service.api.documentation import answers, events
 from service.disconnect import ended_with_its_client
 from service.generation import Asked, admit
 from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
-from service.schemas.generate import GenerateIn, GenerateOut
+from service.schemas.generate import GenerateIn, GenerateOut, TokenChunk
+from service.schemas.problem import Problem
 
 router = APIRouter(tags=["generate"], dependencies=[needs(Scope.GENERATE, Scope.GENERATE)])
 
 _EVENTS = {
     "description": "The answer; with `stream`, events `token`, then `done` or `error`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": events(("token", TokenChunk), ("done", GenerateOut), ("error", Problem)),
 }
 
 
@@ -37,6 +38,7 @@ _EVENTS = {
             problems.PROMPT_TOO_LONG,
             problems.INTERNAL,
             problems.OVERLOADED,
+            problems.DRAINING,
             problems.NOT_REACHED,
         ),
     },

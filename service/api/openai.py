@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from service import problems
 from service.api.dependencies import HostDep, needs
-from service.api.documentation import openai_answers
+from service.api.documentation import events, openai_answers
 from service.disconnect import ended_with_its_client
 from service.generation import Asked, admit
 from service.host import Host
@@ -19,9 +19,11 @@ from service.schemas.openai import (
     CHAT_TOKENS,
     COMPLETION_TOKENS,
     Chat,
+    ChatChunk,
     ChatIn,
     Completion,
     CompletionIn,
+    Error,
     Model,
     Models,
 )
@@ -38,9 +40,9 @@ _ANSWERING = openai_answers(
     problems.PROMPT_TOO_LONG,
     problems.INTERNAL,
     problems.OVERLOADED,
+    problems.DRAINING,
     problems.NOT_REACHED,
 )
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 @router.get("/models", summary="Models", responses=openai_answers())
@@ -50,9 +52,7 @@ def list_models(host: HostDep) -> Models:
 
 
 @router.get("/models/{model:path}", summary="One model", responses=openai_answers(problems.MODEL_NOT_FOUND))
-def get_model(
-    model: Annotated[str, Path(max_length=300, description="as the list names it")], host: HostDep
-) -> Model:
+def get_model(model: Annotated[str, Path(description="as the list names it")], host: HostDep) -> Model:
     """By the id that the list gives."""
     _check_model(host, model)
     return _model(host)
@@ -63,7 +63,10 @@ def get_model(
     summary="Continue texts",
     response_model=Completion,
     responses={
-        200: {"description": "With `stream`, chunks of the same shape, then `[DONE]`.", "content": _EVENTS},
+        200: {
+            "description": "With `stream`, chunks of the same shape, then `[DONE]`.",
+            "content": events((None, Completion), (None, "[DONE]"), (None, Error)),
+        },
         **_ANSWERING,
     },
 )
@@ -103,7 +106,10 @@ async def create_completion(
     summary="Go on with a conversation",
     response_model=Chat,
     responses={
-        200: {"description": "With `stream`, `chat.completion.chunk`s, then `[DONE]`.", "content": _EVENTS},
+        200: {
+            "description": "With `stream`, `chat.completion.chunk`s, then `[DONE]`.",
+            "content": events((None, ChatChunk), (None, "[DONE]"), (None, Error)),
+        },
         **_ANSWERING,
     },
 )

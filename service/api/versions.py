@@ -175,7 +175,7 @@ async def activate_version(version: Number, host: HostDep, expected: IfMatch, ac
     responses={
         200: {"model": FoldRehearsed, "description": "A dry run: nothing was written"},
         201: {"model": FoldedOut, "description": "They are folded", "headers": REPLAYED},
-        202: {"model": OperationOut, "description": "They will be folded", "headers": ACCEPTED},
+        202: {**ACCEPTED, "description": "They will be folded"},
         **answers(
             problems.MALFORMED,
             problems.FACT_NOT_FOUND,

@@ -1,8 +1,17 @@
 """Shared shapes of requests and answers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    StringConstraints,
+    model_validator,
+)
 
 T = TypeVar("T")
 
@@ -11,6 +20,11 @@ class In(BaseModel):
     """A request body: no unknown fields, no guessing at types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_integers(cls, body: Any) -> Any:
+        return {name: whole(value) for name, value in body.items()} if isinstance(body, dict) else body
 
 
 class Out(BaseModel):
@@ -40,5 +54,31 @@ def printable(text: str) -> str:
     return text
 
 
-Printable = AfterValidator(printable)
-Text = Annotated[str, Printable]
+def whole(value: Any) -> Any:
+    """A number without a fraction is an integer, however it is written, as JSON Schema has it."""
+    if isinstance(value, list):
+        return [whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def described(**keywords: Any) -> GetPydanticSchema:
+    """JSON Schema of what a validator refuses, so that the document refuses it, too."""
+
+    def described_so(core: Any, handler: Any) -> dict[str, Any]:
+        schema: Mapping[str, Any] = handler(core)
+        return {**schema, **keywords}
+
+    return GetPydanticSchema(get_pydantic_json_schema=described_so)
+
+
+_CONTROLS = r"\u0000-\u0008\u000B\u000C\u000E-\u001F"
+_SPACES = r"\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+"""What is stripped."""
+
+Printable = Annotated[str, AfterValidator(printable), described(pattern=f"^[^{_CONTROLS}]*$")]
+Stripped = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1),
+    AfterValidator(printable),
+    described(pattern=f"^[^{_CONTROLS}]*[^{_CONTROLS}{_SPACES}][^{_CONTROLS}]*$"),
+]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringCo
 from service.commands import Added, OnConflict, Rehearsed
 from service.ledger import FactState, StoredFact
 from service.ledger.chain import canonical
-from service.schemas.common import In, Out, Printable
+from service.schemas.common import In, Out, Stripped, described
 
 MAX_FACT = 4000
 """Characters: a sentence or a paragraph. Longer texts are several facts."""
@@ -21,11 +21,7 @@ MAX_QUESTION = 1000
 MAX_METADATA = 8192
 MAX_LAYERS = 1024
 
-_Line = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUESTION),
-    Printable,
-]
+_Line = Annotated[Stripped, StringConstraints(max_length=MAX_QUESTION)]
 
 
 class Strategy(StrEnum):
@@ -92,9 +88,7 @@ def _to_come(moment: datetime) -> datetime:
 class FactContent(In):
     """What a fact is and how it is written."""
 
-    fact: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_FACT), Printable
-    ] = Field(examples=["The CEO of TechCorp is Dr. Sarah Chen."])
+    fact: Stripped = Field(max_length=MAX_FACT, examples=["The CEO of TechCorp is Dr. Sarah Chen."])
     questions: list[Question] = Field(
         default=[], max_length=MAX_QUESTIONS, description="in addition to the model's own"
     )
@@ -111,9 +105,10 @@ class FactContent(In):
         allow_inf_nan=False,
         description="strength of the write; absent: the preset's, or 1",
     )
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] | None = Field(
-        None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names"
-    )
+    layers: (
+        Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct), described(uniqueItems=True)]
+        | None
+    ) = Field(None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names")
     token_idx: int = Field(
         -1, ge=-(2**31), lt=2**31, description="modulation alone: the token to consolidate"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from npt_core.engine import FinishReason, SamplingParams
-from service.schemas.common import In, Out, Printable, Text, one_or_many
+from service.schemas.common import In, Out, Printable, one_or_many
 
 MAX_SEQUENCES = 8
 MAX_STOPS = 8
@@ -14,28 +14,25 @@ MAX_LOGPROBS = 20
 MAX_NEW_TOKENS = 4096
 MAX_SCALE = 10.0
 
-_Many = BeforeValidator(one_or_many, json_schema_input_type=str | list[str])
-_Stop = Annotated[str, StringConstraints(min_length=1, max_length=200), Printable]
+_Stop = Annotated[Printable, StringConstraints(min_length=1, max_length=200)]
+_Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
+_Context = Annotated[list[Printable], Field(max_length=MAX_CONTEXTS)]
+Stops = Annotated[_Stops, BeforeValidator(one_or_many, json_schema_input_type=_Stop | _Stops)]
+Context = Annotated[_Context, BeforeValidator(one_or_many, json_schema_input_type=Printable | _Context)]
 
 
 class GenerateIn(In):
     """A prompt to continue, and how."""
 
-    prompt: Annotated[str, StringConstraints(min_length=1), Printable] = Field(
-        examples=["Who is the CEO of TechCorp?"]
-    )
-    context: Annotated[list[Text], _Many] = Field(
-        default=[], max_length=MAX_CONTEXTS, description="sentences to read before the prompt"
-    )
+    prompt: Printable = Field(min_length=1, examples=["Who is the CEO of TechCorp?"])
+    context: Context = Field(default=[], description="sentences to read before the prompt")
     max_new_tokens: int = Field(64, ge=1, le=MAX_NEW_TOKENS)
     temperature: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=2**31, description="0 keeps every token")
     repetition_penalty: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed, the same text")
-    stop: Annotated[list[_Stop], _Many] = Field(
-        default=[], max_length=MAX_STOPS, description="the answer ends before any of these"
-    )
+    stop: Stops = Field(default=[], description="the answer ends before any of these")
     n: int = Field(1, ge=1, le=MAX_SEQUENCES, description="sequences to draw")
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="likeliest tokens to report beside each token"

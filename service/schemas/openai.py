@@ -6,11 +6,12 @@ What cannot be honoured is refused by name; a parameter that asks for what happe
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from npt_core.engine import SamplingParams
-from service.schemas.common import Out, Text, one_or_many
-from service.schemas.generate import MAX_CONTEXTS, MAX_NEW_TOKENS, MAX_SCALE, MAX_SEQUENCES, MAX_STOPS
+from service.schemas.common import In, Out, Printable
+from service.schemas.generate import MAX_NEW_TOKENS, MAX_SCALE, MAX_SEQUENCES, Context, Stops
 
 MAX_PROMPTS = 32
 MAX_MESSAGES = 1024
@@ -18,25 +19,29 @@ COMPLETION_TOKENS = 16
 """OpenAI's default for /completions."""
 CHAT_TOKENS = 256
 
-_Many = BeforeValidator(one_or_many, json_schema_input_type=str | list[str])
 Version = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-def _only(*allowed: Any) -> AfterValidator:
+class _Only:
     """For a parameter of which nothing but what happens anyway can be honoured."""
 
-    def check(value: Any) -> Any:
-        if value is not None and value not in allowed:
+    def __init__(self, *allowed: Any) -> None:
+        self._allowed = (*allowed, None)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "enum": list(self._allowed)}
+
+    def _check(self, value: Any) -> Any:
+        if value not in self._allowed:
             raise ValueError("is not supported by this server")
         return value
 
-    return AfterValidator(check)
 
-
-class _Asked(BaseModel):
+class _Asked(In):
     """What both kinds of requests share. No parameter is ignored but those that name the caller."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1, max_length=300)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="absent: greedy")
@@ -44,22 +49,18 @@ class _Asked(BaseModel):
     n: int | None = Field(None, ge=1, le=MAX_SEQUENCES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], _Many] | None = Field(
-        None, max_length=MAX_STOPS
-    )
+    stop: Stops | None = None
     stream: bool | None = None
     stream_options: "StreamOptions | None" = None
     user: str | None = Field(None, max_length=300, description="for the caller; not used")
     metadata: dict[str, str] | None = Field(None, max_length=16, description="for the caller; not used")
-    frequency_penalty: Annotated[float | None, _only(0)] = Field(None, description="0 alone")
-    presence_penalty: Annotated[float | None, _only(0)] = Field(None, description="0 alone")
-    logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(None, description="empty alone")
-    store: Annotated[bool | None, _only(False)] = Field(None, description="false alone")
-    service_tier: Annotated[str | None, _only("auto", "default")] = Field(None, description="auto alone")
+    frequency_penalty: Annotated[float | None, _Only(0)] = Field(None, description="0 alone")
+    presence_penalty: Annotated[float | None, _Only(0)] = Field(None, description="0 alone")
+    logit_bias: Annotated[dict[str, float] | None, _Only({})] = Field(None, description="empty alone")
+    store: Annotated[bool | None, _Only(False)] = Field(None, description="false alone")
+    service_tier: Annotated[str | None, _Only("auto", "default")] = Field(None, description="auto alone")
 
-    context: Annotated[list[Text], _Many] = Field(
-        default=[], max_length=MAX_CONTEXTS, description="extension: sentences to read before the prompt"
-    )
+    context: Context = Field(default=[], description="extension: sentences to read before the prompt")
     weights_version: Version | None = Field(None, description="extension: answer as this version")
     min_weights_version: Version | None = Field(
         None, description="extension: wait, for a while, until this version is published"
@@ -91,18 +92,16 @@ class _Asked(BaseModel):
         )
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(In):
     """What a stream holds beside text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, _only(False)] = None
+    include_obfuscation: Annotated[bool | None, _Only(False)] = None
 
 
-Token = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Ids = Annotated[list[Token], Field(min_length=1)]
-_Str = Annotated[Text, Field(min_length=1)]
+_Str = Annotated[Printable, Field(min_length=1)]
 
 
 class CompletionIn(_Asked):
@@ -116,8 +115,8 @@ class CompletionIn(_Asked):
     ) = Field(examples=["Who is the CEO of TechCorp?"])
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
-    best_of: Annotated[int | None, _only(1)] = Field(None, description="1 alone")
-    suffix: Annotated[str | None, _only("")] = Field(None, description="empty alone")
+    best_of: Annotated[int | None, _Only(1)] = Field(None, description="1 alone")
+    suffix: Annotated[str | None, _Only("")] = Field(None, description="empty alone")
 
     @model_validator(mode="after")
     def _echo_without_logprobs(self) -> "CompletionIn":
@@ -135,23 +134,19 @@ class CompletionIn(_Asked):
         return [each if isinstance(each, str) else tuple(each) for each in several]
 
 
-class TextPart(BaseModel):
+class TextPart(In):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     type: Literal["text"]
-    text: Text
+    text: Printable
 
 
-class MessageIn(BaseModel):
+class MessageIn(In):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    name: Annotated[str | None, _only()] = Field(None, description="not supported")
+    content: Printable | Annotated[list[TextPart], Field(min_length=1)]
+    name: Annotated[str | None, _Only()] = Field(None, description="not supported")
 
     def plain(self) -> dict[str, str]:
         """As templates take it."""
@@ -159,12 +154,10 @@ class MessageIn(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(In):
     """Text alone."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    type: Annotated[str, _only("text")]
+    type: Annotated[str, _Only("text")]
 
 
 class ChatIn(_Asked):
@@ -179,9 +172,9 @@ class ChatIn(_Asked):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = Field(None, description="text alone")
-    tools: Annotated[list[Any] | None, _only([])] = Field(None, description="empty alone")
-    tool_choice: Annotated[str | None, _only("none", "auto")] = Field(None, description="none or auto alone")
-    modalities: Annotated[list[str] | None, _only(["text"])] = Field(None, description="text alone")
+    tools: Annotated[list[Any] | None, _Only([])] = Field(None, description="empty alone")
+    tool_choice: Annotated[str | None, _Only("none", "auto")] = Field(None, description="none or auto alone")
+    modalities: Annotated[list[str] | None, _Only(["text"])] = Field(None, description="text alone")
 
     @model_validator(mode="after")
     def _agrees(self) -> "ChatIn":

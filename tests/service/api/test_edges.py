@@ -194,7 +194,7 @@ async def test_metrics_count_what_happened(client: Client) -> None:
 
 async def test_documentation_is_served(client: Client) -> None:
     assert (await client.get("/docs")).status_code == 200
-    assert (await client.get("/openapi.json")).json()["openapi"].startswith("3.1")
+    assert (await client.get("/openapi.json")).json()["openapi"].startswith("3.2")
 
 
 @pytest.mark.parametrize("list_of", ["/facts", "/versions"])

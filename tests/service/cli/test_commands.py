@@ -230,6 +230,6 @@ def test_the_command_line_runs_as_a_module() -> None:
 def test_openapi_is_printed_or_written(tmp_path: Path) -> None:
     file = tmp_path / "openapi.yaml"
     text = printed(run("openapi"))
-    assert text.startswith("openapi: 3.1")
+    assert text.startswith("openapi: 3.2")
     printed(run("openapi", "--output", str(file)))
     assert file.read_text(encoding="utf-8") == text
