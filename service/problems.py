@@ -141,6 +141,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     engine.InvalidSampling: INVALID,
     engine.EmptyPrompt: INVALID,
     engine.PromptTooLong: PROMPT_TOO_LONG,
+    engine.UnknownToken: INVALID,
     engine.VersionNotFound: VERSION_NOT_FOUND,
     engine.VersionGone: VERSION_GONE,
     engine.QueueFull: OVERLOADED,
@@ -314,8 +315,16 @@ def _problem(kind: Kind, detail: str | None = None, **extra: Any) -> Problem:
     return Problem(type=kind.type, title=kind.title, status=int(kind.status), detail=detail, **extra)
 
 
+_OF_A_FIELD = (
+    consolidation.InvalidRequest,
+    engine.InvalidSampling,
+    engine.UnknownToken,
+    commands.InvalidField,
+)
+
+
 def _fields(error: Exception) -> list[FieldProblem] | None:
-    if not isinstance(error, consolidation.InvalidRequest | engine.InvalidSampling | commands.InvalidField):
+    if not isinstance(error, _OF_A_FIELD):
         return None
     return [FieldProblem(field=error.field, reason=error.reason)]
 

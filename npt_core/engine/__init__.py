@@ -9,6 +9,7 @@ from npt_core.engine.errors import (
     InvalidSampling,
     PromptTooLong,
     QueueFull,
+    UnknownToken,
     VersionGone,
     VersionNotFound,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Stream",
     "TokenEvent",
     "TokenLogprob",
+    "UnknownToken",
     "UnsupportedModel",
     "VersionGone",
     "VersionNotFound",

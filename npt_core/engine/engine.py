@@ -21,6 +21,7 @@ from npt_core.engine.errors import (
     EngineClosed,
     PromptTooLong,
     QueueFull,
+    UnknownToken,
     VersionGone,
     VersionNotFound,
 )
@@ -51,6 +52,10 @@ class StepRunner(Protocol):
     @property
     def max_positions(self) -> int:
         """Prompt and new tokens together never exceed this, nor what all pages hold."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids of tokens are below it."""
 
     @property
     def draft_tokens(self) -> int:
@@ -147,12 +152,13 @@ class Engine:
         Raises:
             EmptyPrompt: there is no token to continue.
             PromptTooLong: the prompt leaves no position for a new token.
+            UnknownToken: the prompt holds a number that is no token of the model.
             VersionNotFound: `request.weights_version` was never published.
             VersionGone: it is older than the bank keeps.
             QueueFull: its sequences do not all fit the queue; none was admitted.
             EngineClosed: after `close`.
         """
-        self._check_prompt(len(request.prompt_ids))
+        self._check_prompt(request.prompt_ids)
         n = request.params.n
         with self._changed:
             if self._closing:
@@ -197,11 +203,14 @@ class Engine:
             self._changed.notify()
         self._thread.join(timeout)
 
-    def _check_prompt(self, length: int) -> None:
-        if length == 0:
+    def _check_prompt(self, ids: Seq[int]) -> None:
+        if not ids:
             raise EmptyPrompt
-        if length >= self.max_positions:
-            raise PromptTooLong(length, self.max_positions - 1)
+        if len(ids) >= self.max_positions:
+            raise PromptTooLong(len(ids), self.max_positions - 1)
+        # It would fail the step, and with it everybody's answer.
+        if not 0 <= min(ids) <= max(ids) < self._runner.num_tokens:
+            raise UnknownToken(self._runner.num_tokens)
 
     def _pin(self, version: int | None) -> int:
         newest = self._bank.version

@@ -4,6 +4,7 @@ EngineError
 ├── InvalidSampling     a sampling parameter out of its range
 ├── EmptyPrompt         no token to continue
 ├── PromptTooLong       no room for even one new token
+├── UnknownToken        a number that is no token of the model
 ├── VersionNotFound     the request names a weights version that was never published
 ├── VersionGone         it was published, and is no longer kept
 ├── QueueFull           as many sequences wait as may
@@ -38,6 +39,14 @@ class PromptTooLong(EngineError):
         super().__init__(f"the prompt has {length} tokens, at most {limit} fit")
         self.length = length
         self.limit = limit
+
+
+class UnknownToken(EngineError):
+    """The prompt holds a number that is no token of the model."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.field, self.reason = "prompt", f"must hold token ids from 0 to {num_tokens - 1}"
+        super().__init__(f"{self.field} {self.reason}")
 
 
 class VersionNotFound(EngineError):

@@ -61,6 +61,7 @@ class PagedRunner:
             num_pages = pages_that_fit(free, total, page_bytes(*shape, embedding.dtype)) - 1
         self.num_pages, self.page_size = num_pages, PAGE_SIZE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE_SIZE)
+        self.num_tokens: int = config.vocab_size
         self.memory = PagedKeyValues(
             config.num_hidden_layers,
             num_pages + 1,

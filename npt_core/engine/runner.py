@@ -33,6 +33,7 @@ class Runner:
         config = model.config
         self.num_pages, self.page_size = num_pages, PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
+        self.num_tokens: int = config.vocab_size
         # The last page of the longest prompt is computed whole.
         self._weights = ModelWeights(model, -(-self.max_positions // PAGE) * PAGE)
         self.memory = KeyValues(

@@ -132,6 +132,7 @@ class FakeModel:
     num_pages, page_size = 4096, 16
     max_positions = MAX_POSITIONS
     draft_tokens, batch_tokens = 0, 128
+    num_tokens = EOS + 1
 
     def __init__(self, bank: FakeBank) -> None:
         self.bank = bank
@@ -151,7 +152,7 @@ class FakeModel:
         return 12.0 * torch.eye(EOS + 1)[following]
 
     def _next(self, sequence: Running) -> int:
-        prompt = bytes(sequence.tokens[: sequence.prompt_length]).decode()
+        prompt = ByteTemplate().decode(sequence.tokens[: sequence.prompt_length])
         answer = self._answer(prompt, sequence.version).encode()
         made = len(sequence.tokens) - sequence.prompt_length
         return answer[made] if made < len(answer) else EOS

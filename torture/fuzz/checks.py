@@ -21,7 +21,9 @@ UNSAYABLE: Mapping[str, str] = {
 """Fields that a schema allows and the service may still refuse."""
 SERVED = "reference"
 """The model behind every server of these tests."""
-REASONS = frozenset({"npt:prompt-too-long", "npt:fact-unreadable", "npt:fact-not-recalled", "npt:fold-refused"})
+REASONS = frozenset(
+    {"npt:prompt-too-long", "npt:fact-unreadable", "npt:fact-not-recalled", "npt:fold-refused"}
+)
 """What the model says to a request that is well formed."""
 
 

@@ -18,6 +18,7 @@ class CountingRunner:
 
     draft_tokens = 0  # one token a step
     batch_tokens = 128
+    num_tokens = VOCAB
 
     def __init__(
         self, gate: threading.Semaphore | None = None, max_positions: int = 48, num_pages: int = 64

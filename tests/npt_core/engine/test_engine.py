@@ -23,6 +23,7 @@ from npt_core.engine import (
     Span,
     Stream,
     TokenEvent,
+    UnknownToken,
     VersionGone,
     VersionNotFound,
 )
@@ -141,6 +142,14 @@ def test_prompt_that_leaves_no_room_is_refused() -> None:
         with pytest.raises(PromptTooLong, match="8 tokens, at most 7"):
             engine.submit(ask(*range(8)))
         assert len(tokens(engine.submit(ask(*range(7), max_new_tokens=5)))) == 1
+
+
+@pytest.mark.parametrize("stranger", [-1, VOCAB, 2**31])
+def test_number_that_is_no_token_is_refused_and_fails_nobody(stranger: int) -> None:
+    with running(CountingRunner()) as (engine, _):
+        with pytest.raises(UnknownToken, match=f"from 0 to {VOCAB - 1}"):
+            engine.submit(ask(1, stranger))
+        assert len(tokens(engine.submit(ask(1, VOCAB - 1, max_new_tokens=5)))) == 5
 
 
 def test_empty_prompt_is_refused() -> None:

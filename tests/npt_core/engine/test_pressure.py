@@ -131,7 +131,7 @@ class Impatient:
         self.runner = runner
         self.num_pages, self.page_size = runner.num_pages, runner.page_size
         self.max_positions, self.draft_tokens = runner.max_positions, runner.draft_tokens
-        self.batch_tokens = runner.batch_tokens
+        self.batch_tokens, self.num_tokens = runner.batch_tokens, runner.num_tokens
 
     def run(self, spans: list[Span]) -> Tensor:
         logits: Tensor = self.runner.run(spans)

@@ -125,6 +125,7 @@ class Recording:
         self.runner = runner
         self.num_pages, self.page_size = runner.num_pages, runner.page_size
         self.max_positions, self.batch_tokens = runner.max_positions, runner.batch_tokens
+        self.num_tokens = runner.num_tokens
         self.logits: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}
 
     def run(self, spans: list[Span]) -> Tensor:

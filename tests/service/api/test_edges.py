@@ -89,6 +89,23 @@ async def test_wrong_address_is_a_problem(
     assert answer.headers["X-NPT-Weights-Version"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("path", "offered"), [("/facts", "GET, POST"), ("/facts/x", "DELETE, GET"), ("/v1/models/a/b", "GET")]
+)
+async def test_wrong_method_is_told_every_right_one(client: Client, path: str, offered: str) -> None:
+    answer = await client.request("PATCH", path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, offered)
+
+
+async def test_whole_number_is_an_integer_however_it_is_written(client: Client) -> None:
+    asked = '{"prompt": "Who?", "max_new_tokens": 2.0, "n": 1e0, "temperature": 0, "logprobs": %s}'
+    headers = {"Content-Type": "application/json"}
+    answer = await client.post("/generate", content=asked % "1.0", headers=headers)
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    answer = await client.post("/generate", content=asked % "1.5", headers=headers)
+    assert answer.json()["errors"][0]["field"] == "logprobs"
+
+
 async def test_unexpected_error_tells_nothing_but_its_name(
     host: Host, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,27 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert caught.value.type == "invalid_request_error"
 
 
+async def test_number_that_is_no_token_is_refused_by_name(ai: openai.AsyncOpenAI) -> None:
+    for prompt in ([1, 257], [[1], [2, 2**31 - 1]]):
+        with pytest.raises(openai.BadRequestError, match="must hold token ids from 0 to 256") as caught:
+            await ai.completions.create(model=MODEL, prompt=prompt)
+        assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    "guessed", [{"temperature": "1"}, {"n": True}, {"stream": "yes"}, {"seed": "1"}, {"max_tokens": 1.5}]
+)
+async def test_types_are_not_guessed_at(ai: openai.AsyncOpenAI, guessed: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await ai.chat.completions.create(model=MODEL, messages=CHAT, extra_body=guessed)
+    assert caught.value.param == next(iter(guessed))
+
+
+async def test_no_name_is_too_long_for_a_model_that_is_not_there(ai: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await ai.models.retrieve("x" * 2000)
+
+
 @pytest.mark.parametrize(
     "accepted",
     [
