@@ -16,9 +16,11 @@ def history_problem(versions: Sequence[Version], facts: Mapping[str, Fact]) -> s
         problem = chain_problem(version, parent, facts)
         if problem is not None:
             return f"version {number}: {problem}"
-        if alive & set(version.births) or set(version.deaths) - alive:
+        # In place: a set of all facts for each version would take time that grows with its square.
+        if not alive.isdisjoint(version.births) or not alive.issuperset(version.deaths):
             return f"version {number}: a fact is born that lived, or dies that did not"
-        alive = (alive | set(version.births)) - set(version.deaths)
+        alive.update(version.births)
+        alive.difference_update(version.deaths)
         parent = version
     unused = set(facts) - {fact_id for version in versions for fact_id in version.births}
     return f"no version holds fact {min(unused)}" if unused else None
@@ -44,7 +46,7 @@ def chain_problem(version: Version, parent: Version | None, facts: Mapping[str, 
         return "its parent is not the version before it"
     if (version.kind is VersionKind.BASE) != (parent is None):
         return "a base version must come first, and only there"
-    unknown = set(version.births) - set(facts)
+    unknown = [fact_id for fact_id in version.births if fact_id not in facts]
     if unknown:
         return f"fact {min(unknown)} is missing"
     if version.chain != chain_hash(None if parent is None else parent.chain, version, facts):
