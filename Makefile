@@ -14,12 +14,13 @@ SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" 
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
-.PHONY: help serve serve-command test stress torture lint types imports format openapi lock clean
+.PHONY: help serve serve-command test stress fuzz torture lint types imports format openapi lock clean
 
 help:
 	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
 	@echo 'make test     lint, types, imports, tests (ARGS="-k name" reaches pytest)'
 	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
+	@echo 'make fuzz     schemathesis, then 100,000 malformed requests (an hour)'
 	@echo 'make torture  kills, failing calls, power cuts, corruption (hours; root, strace, xfsprogs)'
 	@echo 'make lint     ruff: rules and format'
 	@echo 'make format   let ruff repair what it can'
@@ -41,6 +42,10 @@ test: lint types imports
 stress: $(DEV)
 	$(BIN)/python -m pytest --stress --timeout=1800 tests/npt_core/engine tests/reference/test_oracles.py \
 	    tests/service/test_pressure.py $(ARGS)
+
+fuzz: $(DEV)
+	$(BIN)/python -m torture conform --examples 300
+	$(BIN)/python -m torture fuzz --requests 100000
 
 torture: $(DEV)
 	$(BIN)/python -m torture kill --rounds 1000

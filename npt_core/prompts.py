@@ -56,7 +56,7 @@ class PlainTemplate:
 
     def encode(self, text: str) -> list[int]:
         """Start token and text."""
-        ids: list[int] = self.tokenizer.encode(text)
+        ids: list[int] = self.tokenizer.encode(text, verbose=False)  # lengths are checked later
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -109,7 +109,7 @@ class ChatTemplate:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a rendered conversation; the template wrote its special tokens itself."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

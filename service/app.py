@@ -52,6 +52,7 @@ def create_api() -> FastAPI:
         openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         generate_unique_id_function=_operation_id,
         redoc_url=None,
+        redirect_slashes=False,  # an address is right or wrong; a redirect would repeat what Host says
     )
     for router in (
         generate.router,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from torture import corruption, cuts, kill, points
+from torture.fuzz import runs
 from torture.mutants import MUTANTS, NONE
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -53,6 +54,18 @@ def power_cuts(rounds: Rounds = 1000, file_system: str = "ext4", mutant: str = N
 def corruptions(rounds: Rounds = 200) -> None:
     """Bits flipped and files cut short, in ledger and blobs."""
     _told("corruption", lambda folder: corruption.run(folder, rounds))
+
+
+@app.command("conform")
+def conforming(examples: Rounds = 300, seed: int = 0) -> None:
+    """schemathesis: requests made from openapi.yaml, answers held to it, by the reference model."""
+    _told("schemathesis", lambda folder: runs.conform(folder, examples, seed))
+
+
+@app.command("fuzz")
+def malformed_requests(requests: Rounds = 100_000, seed: int = 0) -> None:
+    """Malformed requests over HTTP and over bare sockets, to a server of the reference model."""
+    _told("malformed requests", lambda folder: runs.malformed(folder, requests, seed))
 
 
 def _told(what: str, run: Callable[[Path], Any], expect: bool = True) -> None:

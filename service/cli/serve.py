@@ -49,6 +49,7 @@ def serve(host: "Host", load_seconds: float = 0.0) -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.http_protocol import Protocol
 
     settings = host.settings
     structlog.get_logger("npt").info(
@@ -63,6 +64,7 @@ def serve(host: "Host", load_seconds: float = 0.0) -> None:
         host=settings.host,
         port=settings.port,
         log_config=None,
+        http=Protocol,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         server_header=False,
     )

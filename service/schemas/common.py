@@ -1,5 +1,6 @@
 """Shared shapes of requests and answers."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -46,18 +47,28 @@ def one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_CONTROLS = r"\u0000-\u0008\u000B\u000C\u000E-\u001F"
+_SPACES = r"\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+"""What is stripped."""
+_NOT_PRINTABLE = re.compile(rf"[{_CONTROLS}\ud800-\udfff]")
+
+
 def printable(text: str) -> str:
-    """Refuses control characters, which no tokenizer and no reader expects."""
-    found = next((c for c in text if ord(c) < 32 and c not in "\n\r\t"), None)
-    if found is not None:
-        raise ValueError(f"must not contain the control character U+{ord(found):04X}")
-    return text
+    """Refuses control characters, which no tokenizer and no reader expects, and what is no text."""
+    found = _NOT_PRINTABLE.search(text)
+    if found is None:
+        return text
+    if found[0] > "\x1f":
+        raise ValueError("must not contain half a surrogate pair")
+    raise ValueError(f"must not contain the control character U+{ord(found[0]):04X}")
 
 
-def whole(value: Any) -> Any:
-    """A number without a fraction is an integer, however it is written, as JSON Schema has it."""
-    if isinstance(value, list):
-        return [whole(each) for each in value]
+def whole(value: Any, depth: int = 2) -> Any:
+    """A number without a fraction is an integer, however it is written, as JSON Schema has it; so are those
+    of lists, down to `depth`, which no field of integers exceeds.
+    """
+    if isinstance(value, list) and depth:
+        return [whole(each, depth - 1) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -70,10 +81,6 @@ def described(**keywords: Any) -> GetPydanticSchema:
 
     return GetPydanticSchema(get_pydantic_json_schema=described_so)
 
-
-_CONTROLS = r"\u0000-\u0008\u000B\u000C\u000E-\u001F"
-_SPACES = r"\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
-"""What is stripped."""
 
 Printable = Annotated[str, AfterValidator(printable), described(pattern=f"^[^{_CONTROLS}]*$")]
 Stripped = Annotated[

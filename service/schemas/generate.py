@@ -30,7 +30,7 @@ class GenerateIn(In):
     temperature: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=2**31, description="0 keeps every token")
-    repetition_penalty: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed, the same text")
     stop: Stops = Field(default=[], description="the answer ends before any of these")
     n: int = Field(1, ge=1, le=MAX_SEQUENCES, description="sequences to draw")

@@ -30,6 +30,7 @@ def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
         SamplingParams(temperature=0.7, top_k=6),
         SamplingParams(temperature=1.3, top_p=0.8),
         SamplingParams(temperature=1.0, top_p=0.01),
+        SamplingParams(temperature=1e-300, top_p=1e-300),
         SamplingParams(temperature=2.0, top_k=9, top_p=0.9, repetition_penalty=1.4),
         SamplingParams(temperature=1.0, top_k=VOCAB + 5, repetition_penalty=0.5),
     ],

@@ -19,6 +19,8 @@ from npt_core.engine import InvalidSampling, SamplingParams
         ("seed", -1),
         ("seed", 2**63),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-320),
+        ("repetition_penalty", 1e3),
         ("logprobs", -1),
         ("n", 0),
     ],

@@ -9,7 +9,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from npt_core.engine.request import SamplingParams
+from npt_core.engine.batch_sampling import chosen
+from npt_core.engine.request import PENALTIES, SamplingParams
 from npt_core.engine.sampler import (
     Sampler,
     keep_top_k,
@@ -72,6 +73,16 @@ def test_same_seed_same_token_and_always_a_kept_one(
 def test_temperature_zero_is_greedy(scores: Tensor) -> None:
     token = Sampler(SamplingParams(temperature=0)).choose(scores, ())
     assert scores[token] == scores.max()
+
+
+@pytest.mark.parametrize("least", [{"temperature": 5e-324}, {"temperature": 1.0, "top_p": 5e-324}])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_least_numbers_draw_the_likeliest(least: dict[str, float], penalty: float) -> None:
+    """They overflowed, and the step failed for everybody in it."""
+    scores = torch.tensor([-1e3, 2e3, 1e3, 0.0])
+    params = SamplingParams(**least, repetition_penalty=penalty)
+    assert Sampler(params).choose(scores, (3,)) == 1
+    assert chosen(scores[None], [params], [(3,)], [0.5]).tolist() == [1]
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -1,6 +1,7 @@
 """What surrounds every endpoint: names, limits, problems, health, metrics."""
 
 import base64
+import json
 import re
 from typing import Any
 
@@ -95,6 +96,28 @@ async def test_wrong_address_is_a_problem(
 async def test_wrong_method_is_told_every_right_one(client: Client, path: str, offered: str) -> None:
     answer = await client.request("PATCH", path)
     assert (answer.status_code, answer.headers["Allow"]) == (405, offered)
+
+
+async def test_address_with_a_slash_too_many_is_none(client: Client) -> None:
+    answer = await client.get("/versions/", headers={"Host": "localhost"})
+    assert (answer.status_code, answer.json()["type"]) == (404, "npt:not-found")
+
+
+@pytest.mark.parametrize("field", ["prompt", "context", "stop"])
+async def test_half_a_surrogate_pair_is_refused_by_name(client: Client, field: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({**PROMPT, field: "a\ud800"})
+    answer = await client.post("/generate", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"].partition(".")[0] == field
+
+
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+@pytest.mark.parametrize("path", ["/generate", "/facts", "/v1/completions"])
+async def test_deep_nesting_is_refused(client: Client, path: str, depth: int) -> None:
+    body = '{"fact": "x", "model": "reference", "prompt": ' + "[" * depth + "]" * depth + "}"
+    answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
 
 
 async def test_whole_number_is_an_integer_however_it_is_written(client: Client) -> None:
