@@ -14,7 +14,7 @@ SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" 
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
-.PHONY: help serve serve-command test stress fuzz torture lint types imports format openapi lock clean
+.PHONY: help serve serve-command test stress fuzz torture rehearsal lint types imports format openapi lock clean
 
 help:
 	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
@@ -22,6 +22,7 @@ help:
 	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
 	@echo 'make fuzz     schemathesis, then 100,000 malformed requests (an hour)'
 	@echo 'make torture  kills, failing calls, power cuts, corruption (hours; root, strace, xfsprogs)'
+	@echo 'make rehearsal  a rolling upgrade under load, ten minutes (PostgreSQL)'
 	@echo 'make lint     ruff: rules and format'
 	@echo 'make format   let ruff repair what it can'
 	@echo 'make types    mypy, strict'
@@ -55,6 +56,9 @@ torture: $(DEV)
 	$(BIN)/python -m torture cuts --mutant all --rounds 200
 	$(BIN)/python -m torture cuts --rounds 1000
 	$(BIN)/python -m torture cuts --file-system xfs --rounds 300
+
+rehearsal: $(DEV)
+	$(BIN)/python -m torture rehearsal --seconds 600
 
 lint: $(DEV)
 	$(BIN)/ruff check .

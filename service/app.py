@@ -15,6 +15,7 @@ from service.middleware.access_log import AccessLog
 from service.middleware.authentication import Authentication
 from service.middleware.body_limit import BodyLimit
 from service.middleware.failures import Failures
+from service.middleware.farewell import Farewell
 from service.middleware.local_names import LocalNames
 from service.middleware.request_id import RequestId
 from service.middleware.version import Version
@@ -88,6 +89,7 @@ def create_app(host: Host) -> FastAPI:
     app.state.host = host
     app.user_middleware = [
         Middleware(RequestId),
+        Middleware(Farewell, leaving=host.draining.is_set),
         Middleware(AccessLog, metrics=host.metrics),
         Middleware(Failures),
         Middleware(Version, current=lambda: host.version),

@@ -17,7 +17,7 @@ from service.ledger.database import parsed
 PREFIX = "NPT_"
 CONFIG = "NPT_CONFIG"
 """The variable that names a file of settings."""
-NOT_SETTINGS = frozenset({CONFIG, "NPT_URL", "NPT_API_KEY"})
+NOT_SETTINGS = frozenset({CONFIG, "NPT_URL", "NPT_API_KEY", "NPT_SOURCE_API_KEY"})
 """Variables of this prefix that are read elsewhere."""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torture import corruption, cuts, kill, points
+from torture import corruption, cuts, kill, points, rehearsal
 from torture.fuzz import runs
 from torture.mutants import MUTANTS, NONE
 
@@ -66,6 +66,14 @@ def conforming(examples: Rounds = 300, seed: int = 0) -> None:
 def malformed_requests(requests: Rounds = 100_000, seed: int = 0) -> None:
     """Malformed requests over HTTP and over bare sockets, to a server of the reference model."""
     _told("malformed requests", lambda folder: runs.malformed(folder, requests, seed))
+
+
+@app.command("rehearsal")
+def rolling_upgrade(
+    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, model: str | None = None
+) -> None:
+    """What a cluster does to its replicas, under load; with `--model`, a real one instead of its double."""
+    _told(f"rehearsal, {model or 'double'}", lambda folder: rehearsal.run(folder, seconds, model))
 
 
 def _told(what: str, run: Callable[[Path], Any], expect: bool = True) -> None:

@@ -41,9 +41,14 @@ def problems(data: Path, acknowledged: Iterable[Acknowledged]) -> list[str]:
     except LedgerError as error:
         return [f"damaged: {error}"]
     try:
-        return [*_lost(ledger, acknowledged), *_broken(ledger, FolderBlobs(data / BLOB_FOLDER))]
+        return problems_of(ledger, FolderBlobs(data / BLOB_FOLDER), acknowledged)
     finally:
         ledger.close()
+
+
+def problems_of(ledger: Ledger, blobs: FolderBlobs, acknowledged: Iterable[Acknowledged]) -> list[str]:
+    """The same of an open ledger."""
+    return [*_lost(ledger, acknowledged), *_broken(ledger, blobs)]
 
 
 def _lost(ledger: Ledger, acknowledged: Iterable[Acknowledged]) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import select
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import httpx2
 
-from torture.server import serve
+from torture.server import Double, serve
 from torture.writer import READY
 
 START_S = 120.0
@@ -104,21 +105,43 @@ def _start(arguments: list[str], stdin: object, stdout: object) -> None:
     _run(arguments, stdin.detach(), stdout.detach())  # type: ignore[attr-defined]
 
 
+def free_port() -> int:
+    """One that nobody listens on, below those that the kernel gives to the clients of this machine: it would
+    give them a free one of its own before the server has bound it.
+    """
+    for port in random.sample(range(10_000, 30_000), 1000):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
+
+
 class ServerProcess:
     """`npt serve` on a port of its own."""
 
-    def __init__(self, data: Path, environment: dict[str, str] | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(
+        self,
+        data: Path,
+        environment: dict[str, str] | None = None,
+        double: Double | None = Double(),  # noqa: B008  (frozen)
+        log: Path | None = None,
+        wait: bool = True,
+    ) -> None:
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process = _CONTEXT.Process(target=serve, args=(str(data), self.port, environment or {}))
+        arguments = (str(data), self.port, environment or {}, double, log)
+        self._process = _CONTEXT.Process(target=serve, args=arguments)
         self._process.start()
         end = time.monotonic() + START_S
-        while not self._answers():
+        while wait and not self._answers():
             if not self._process.is_alive() or time.monotonic() > end:
                 raise RuntimeError("the server did not start")
             time.sleep(0.01)
+
+    def join(self, seconds: float = START_S) -> int | None:
+        """Its exit code, once it has ended by itself; None where it has not."""
+        self._process.join(seconds)
+        return self._process.exitcode
 
     @property
     def pid(self) -> int:
@@ -126,6 +149,11 @@ class ServerProcess:
         if self._process.pid is None:
             raise RuntimeError("not started")
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

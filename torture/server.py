@@ -1,13 +1,68 @@
 """`npt serve` around the double of the model."""
 
 import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from torch import Tensor
+
+from npt_core.consolidation import Consolidated, WriteRequest
+from npt_core.engine import Span
 from service.cli import app, serving
-from tests.service.fakes import load_fake_runtime
+from tests.service.fakes import FakeBank, FakeConsolidator, FakeModel, FakeRuntime
 
 
-def serve(data: str, port: int, environment: dict[str, str]) -> None:
-    """Until a signal comes."""
+@dataclass(frozen=True)
+class Double:
+    """What stands for the model: the fingerprint of its checkpoint; seconds of a step, and of a fact."""
+
+    base: str = "f" * 64
+    step_s: float = 0.0
+    write_s: float = 0.0
+
+
+class _SlowModel(FakeModel):
+    step_s = 0.0
+
+    def run(self, spans: Sequence[Span], /) -> Tensor:
+        time.sleep(self.step_s)
+        return super().run(spans)
+
+
+class _SlowConsolidator(FakeConsolidator):
+    write_s = 0.0
+
+    def consolidate(self, request: WriteRequest, /) -> Consolidated:
+        time.sleep(self.write_s)
+        return super().consolidate(request)
+
+
+def serve(
+    data: str,
+    port: int,
+    environment: dict[str, str],
+    double: Double | None,
+    log: Path | None,
+) -> None:
+    """Until a signal comes, with a double or the checkpoint that `NPT_MODEL` names; stderr goes to `log`."""
     os.environ.update({"NPT_LOG_LEVEL": "ERROR", "NPT_MAX_PENDING_WRITES": "64", **environment})
-    serving._load_runtime = lambda: load_fake_runtime
-    app(["serve", "--data", data, "--port", str(port)], standalone_mode=False)
+    if log is not None:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+    if double is not None:
+        serving._load_runtime = lambda: _loader(double)
+    sys.exit(app(["serve", "--data", data, "--port", str(port)], standalone_mode=False) or 0)
+
+
+def _loader(double: Double) -> serving.LoadRuntime:
+    def load(
+        _source: str, /, *, device: str = "auto", dtype: str = "auto", cache: Path | None = None
+    ) -> FakeRuntime:
+        bank = FakeBank()
+        model, consolidator = _SlowModel(bank), _SlowConsolidator()
+        model.step_s, consolidator.write_s = double.step_s, double.write_s
+        return FakeRuntime(model, bank, consolidator=consolidator, fingerprint=double.base)
+
+    return load

@@ -11,6 +11,7 @@ import httpx2
 
 URL = "http://127.0.0.1:8080"
 API_KEY = "NPT_API_KEY"
+SOURCE_API_KEY = "NPT_SOURCE_API_KEY"
 WRITE_TIMEOUT_S = 600.0
 """Generous: a fact on a large model may wait for others, and an answer for its turn."""
 _UNLIMITED = httpx2.Limits()
@@ -80,11 +81,13 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(url: str, transport: httpx2.AsyncBaseTransport | None = None) -> AsyncIterator[Client]:
-    """A client of the server at `url`, with the API key in `NPT_API_KEY`, if there is one. Network errors
-    become `ClientError`.
+async def connected(
+    url: str, transport: httpx2.AsyncBaseTransport | None = None, key_variable: str = API_KEY
+) -> AsyncIterator[Client]:
+    """A client of the server at `url`, with the API key in `NPT_API_KEY`, or another variable, if there is
+    one. Network errors become `ClientError`.
     """
-    key = os.environ.get(API_KEY)
+    key = os.environ.get(key_variable)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx2.AsyncClient(

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import typer
 
+from service.cli import copying
 from service.cli.failing import fail, told_in_one_line
 from service.cli.options import (
     DEFAULT_URL,
@@ -29,6 +30,7 @@ from service.cli.options import (
 )
 
 app = typer.Typer(help="Teach, find and retract facts.", no_args_is_help=True)
+app.command("copy")(copying.command)
 
 
 class State(StrEnum):

@@ -81,7 +81,8 @@ def is_shared(engine: Engine) -> bool:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One transaction that only reads.
+    """One transaction that only reads: all its statements see the database as of one moment, whatever others
+    write meanwhile.
 
     Raises:
         LedgerUnavailable: a database that others share does not answer.
@@ -89,6 +90,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """
     try:
         with engine.connect() as connection:
+            if is_shared(engine):
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
     except DatabaseError as error:
         if is_shared(engine) and isinstance(error, OperationalError):

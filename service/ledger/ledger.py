@@ -220,8 +220,6 @@ class Ledger:
     def dump(self) -> dict[str, list[dict[str, Any]]]:
         """Every row of history, as of one moment, by table."""
         with reading(self.engine) as connection:
-            if self.shared:
-                connection.execution_options(isolation_level="REPEATABLE READ")
             return {
                 table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
                 for table in _HISTORY

@@ -1,6 +1,7 @@
 """Small pure-ASGI layers around the application, outermost first.
 
 RequestId     names the request
+Farewell      ends its connection, once the server shuts down
 AccessLog     counts, times and logs it
 Failures      answers what nobody else answered
 Version       says which weights the server serves

@@ -31,3 +31,17 @@ async def test_server_that_is_behind_is_not_ready(
     assert (refused.status_code, refused.json()["detail"]) == (503, "101 versions behind the ledger")
     monkeypatch.setattr(host.replica, "_newest_seen", 100)
     assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_server_that_shuts_down_lets_go_of_its_connections(client: Client, host: Host) -> None:
+    assert "Connection" not in (await client.post("/generate", json={"prompt": "x"})).headers
+    host.draining.set()
+    for path in ("/generate", "/nowhere"):
+        assert (await client.post(path, json={"prompt": "x"})).headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+async def test_stream_is_the_last_answer_of_its_connection(client: Client, path: str) -> None:
+    body = {"prompt": "x", "stream": True} | ({"model": "reference"} if path.startswith("/v1") else {})
+    answer = await client.post(path, json=body)
+    assert (answer.status_code, answer.headers["Connection"]) == (200, "close")

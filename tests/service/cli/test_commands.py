@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from service.cli import app, serving
+from service.cli import app, copying, serving
 from tests.service.fakes import load_fake_runtime
 from tests.service.process import ServerProcess
 
@@ -233,3 +233,45 @@ def test_openapi_is_printed_or_written(tmp_path: Path) -> None:
     assert text.startswith("openapi: 3.2")
     printed(run("openapi", "--output", str(file)))
     assert file.read_text(encoding="utf-8") == text
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(
+        ["-m", "tests.service.serve_fake", str(tmp_path_factory.mktemp("other") / "data")]
+    )
+    yield process.wait_ready()
+    process.kill()
+
+
+def test_facts_of_one_server_are_taught_to_another(
+    npt: Any, server: ServerProcess, other: ServerProcess
+) -> None:
+    printed(npt("facts", "add", "The first sea is blue.", "--question", "Which sea is blue?=The first"))
+    gone = json.loads(printed(npt("facts", "add", "The fourth sea is gone.", "--json")))["id"]
+    printed(npt("facts", "retract", gone))
+    printed(npt("facts", "add", "The third sea is green.", "--expires-at", "2090-01-01T00:00:00Z"))
+    for _ in range(2):
+        assert printed(run("facts", "copy", server.url, "--url", other.url)).endswith(" facts known\n")
+    known = json.loads(printed(run("facts", "list", "--json", "--url", other.url)))["items"]
+    before = json.loads(printed(npt("facts", "list", "--state", "published", "--json")))["items"]
+    assert {"The first sea is blue.", "The third sea is green."} <= {fact["fact"] for fact in before}
+    same = ("fact", "request", "expires_at")
+    assert [[fact[n] for n in same] for fact in known] == [[fact[n] for n in same] for fact in before]
+
+
+def test_fact_that_the_other_server_refuses_is_told(
+    npt: Any, server: ServerProcess, other: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed(npt("facts", "add", "The fifth sea is calm."))
+    calls = copying.Client.call
+
+    async def refusing(self: Any, method: str, path: str, body: Any = None, *more: Any, **named: Any) -> Any:
+        if method == "POST" and body["fact"] == "The fifth sea is calm.":
+            body = {**body, "fact": "The fifth sea is unreadable."}
+        return await calls(self, method, path, body, *more, **named)
+
+    monkeypatch.setattr(copying.Client, "call", refusing)
+    result = run("facts", "copy", server.url, "--url", other.url)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "npt: 1 facts refused")
+    assert "The fifth sea is calm." in result.stderr.splitlines()[0]

@@ -29,6 +29,7 @@ from service.ledger import (
     StaleParent,
     VersionKind,
     WrongCheckpoint,
+    queries,
     sqlite_url,
     tables,
 )
@@ -230,3 +231,24 @@ def test_commits_are_as_durable_as_sqlite_makes_them(tmp_path: Path) -> None:
     with ledger.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3  # EXTRA
+
+
+def test_ledger_is_opened_while_another_process_writes(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new_database()
+    writer = Ledger(url)
+    writer.bind(BASE)
+    read_facts = queries.facts_by_id
+
+    def after_a_commit(connection: Any, ids: Any = None) -> Any:
+        monkeypatch.setattr(queries, "facts_by_id", read_facts)
+        writer.commit(birth(1, 0))
+        return read_facts(connection, ids)
+
+    monkeypatch.setattr(queries, "facts_by_id", after_a_commit)
+    opened = Ledger(url)
+    assert writer.newest == 1
+    assert [version.version for version in opened.versions()] == [0, 1]
+    opened.close()
+    writer.close()
