@@ -65,6 +65,11 @@ class EquivalenceLoss(nn.Module):
             adapter.requires_grad_(True)
             adapter.register_forward_hook(self._keep)
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The teacher: whoever moves or splits this module does the same with it."""
+        return self._teacher
+
     def _keep(self, _module: nn.Module, _inputs: Any, modulation: Modulation) -> None:
         self._modulations.append(modulation)
 

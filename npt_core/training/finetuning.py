@@ -10,6 +10,7 @@ from npt_core.training.corpus import CorpusConfig
 from npt_core.training.data import PackedRows
 from npt_core.training.loop import LoopConfig, run
 from npt_core.training.pretraining import PretrainingLoss
+from npt_core.training.sharding import save_model
 from npt_core.training.tokenizer import load_tokenizer
 
 
@@ -47,6 +48,7 @@ class FinetuningConfig:
     data: Path | None = None
     mixed_precision: str = "bf16"
     compile: bool = True
+    sharded: bool = False
 
     def loop(self, learning_rate: float) -> LoopConfig:
         """The settings of the training loop."""
@@ -57,6 +59,7 @@ class FinetuningConfig:
             seed=self.seed,
             mixed_precision=self.mixed_precision,
             compile=self.compile,
+            sharded=self.sharded,
         )
 
 
@@ -78,6 +81,5 @@ def finetune(config: FinetuningConfig) -> NPTForCausalLM:
     rows = PackedRows(tokenizer, corpus, config.batch, config.length, config.seed + 4)
     config.out.mkdir(parents=True, exist_ok=True)
     run(PretrainingLoss(model), rows, config.loop(preset.learning_rate))
-    model.save_pretrained(config.out / "model")
-    tokenizer.save_pretrained(config.out / "model")
+    save_model(model, tokenizer, config.out / "model")
     return model

@@ -7,7 +7,9 @@ a batch and returns named losses, the first of which (`loss`) is minimised.
 import json
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from npt_core.training.data import Rows
+from npt_core.training.sharding import frozen_in, load_shards, save_shards, shard
 
 WARMUP_SHARE, DECAY_SHARE = 0.03, 0.4
 LOG_EVERY = 10
@@ -39,6 +42,10 @@ class LoopConfig:
     compile: bool = True
     seed: int = 0
     workers: int = 1
+    accumulate: int = 1
+    """Batches of each process in a step: one process with two takes the steps of two with one."""
+    sharded: bool = False
+    """Split the model among the processes; without, each holds all of it."""
 
 
 @dataclass
@@ -88,21 +95,21 @@ def optimizers(module: nn.Module, config: LoopConfig) -> list[Optimizer]:
 
 
 def run(module: nn.Module, rows: Rows, config: LoopConfig) -> Progress:
-    """Trains `module` in place; resumes from the checkpoint in `config.out` if there is one."""
-    precision = config.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, project_dir=str(config.out))
+    """Trains `module` in place; resumes from the checkpoint in `config.out` if there is one.
+
+    A sharded model goes without `compile`. Raises `NotLaunched` for one in a single process, ValueError for
+    one in fp16.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, project_dir=str(config.out))
     set_seed(config.seed)
-    made = optimizers(module, config)
-    trained: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
-    trained = accelerator.prepare(trained)
-    steppers = [accelerator.prepare(o) for o in made]
     progress = Progress()
-    accelerator.register_for_checkpointing(progress)
+    training = (_Sharded if config.sharded else _Whole)(module, accelerator, config, progress)
     if (checkpoint := latest_checkpoint(config.out)) is not None:
-        accelerator.load_state(str(checkpoint))
+        training.load(checkpoint)
         if accelerator.is_main_process:
             _forget_after(config.out / "log.jsonl", progress.step)
-    rows.place(progress.step, accelerator.process_index, accelerator.num_processes)
+    first = progress.step * config.accumulate
+    rows.place(first, accelerator.process_index, accelerator.num_processes)
     batches = iter(
         DataLoader(
             rows,
@@ -112,27 +119,86 @@ def run(module: nn.Module, rows: Rows, config: LoopConfig) -> Progress:
         )
     )
     bar = tqdm(total=config.steps, initial=progress.step, disable=not accelerator.is_main_process)
-    trained.train()
+    training.module.train()
     while progress.step < config.steps:
         begin = time.perf_counter()
-        losses = _step(accelerator, trained, steppers, next(batches), progress.step, config)
-        _count(
-            progress,
-            losses,
-            rows.tokens * accelerator.num_processes,
-            time.perf_counter() - begin,
-        )
+        losses = _step(training, batches, progress.step)
+        tokens = rows.tokens * accelerator.num_processes * config.accumulate
+        _count(progress, losses, tokens, time.perf_counter() - begin)
         bar.update()
         last = progress.step == config.steps
-        if (last or progress.step % LOG_EVERY == 0) and accelerator.is_main_process:
-            bar.set_postfix(_log(progress, config))
+        if last or progress.step % LOG_EVERY == 0:
+            means = _means(accelerator, progress)
+            if accelerator.is_main_process:
+                bar.set_postfix(_log(progress, config, means))
         if last or progress.step % config.checkpoint_every == 0:
-            _save(accelerator, config.out, progress.step)
+            _save(training, config.out, progress.step)
     bar.close()
     if accelerator.is_main_process:
         plot(config.out)
     accelerator.wait_for_everyone()
     return progress
+
+
+class _Whole:
+    """Every process holds all of the model; accelerate averages the gradients."""
+
+    def __init__(
+        self, module: nn.Module, accelerator: Accelerator, config: LoopConfig, progress: Progress
+    ) -> None:
+        self.accelerator, self.config = accelerator, config
+        for frozen in frozen_in(module):
+            frozen.to(accelerator.device)
+        made = optimizers(module, config)
+        trained: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
+        self.module: nn.Module = accelerator.prepare(trained)
+        self.steppers: list[Any] = [accelerator.prepare(o) for o in made]
+        accelerator.register_for_checkpointing(progress)
+
+    def losses(self, batch: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Of one batch, by name."""
+        found: dict[str, Tensor] = self.module(*batch)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Everything that a resumed run needs."""
+        self.accelerator.save_state(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """The inverse."""
+        self.accelerator.load_state(str(folder))
+
+
+class _Sharded:
+    """Every process holds a part of the model."""
+
+    def __init__(
+        self, module: nn.Module, accelerator: Accelerator, config: LoopConfig, progress: Progress
+    ) -> None:
+        if config.mixed_precision == "fp16":
+            raise ValueError("a sharded model trains in bf16 or float32: fp16 would need its losses scaled")
+        self.accelerator, self.config = accelerator, config
+        shard(module, accelerator.device)
+        self.module = module
+        self.steppers: list[Any] = optimizers(module, config)
+        self._progress = progress
+
+    def losses(self, batch: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Of one batch, by name."""
+        with self.accelerator.autocast():
+            found: dict[str, Tensor] = self.module(*batch)
+            return found
+
+    def save(self, folder: Path) -> None:
+        """Everything that a resumed run needs."""
+        save_shards(self.module, self.steppers, self._progress, folder)
+
+    def load(self, folder: Path) -> None:
+        """The inverse."""
+        load_shards(self.module, self.steppers, self._progress, folder)
+
+
+_Training = _Whole | _Sharded
 
 
 def latest_checkpoint(out: Path) -> Path | None:
@@ -141,10 +207,10 @@ def latest_checkpoint(out: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _save(accelerator: Accelerator, out: Path, step: int) -> None:
+def _save(training: _Training, out: Path, step: int) -> None:
     """Writes `checkpoint-{step}` beside the older one, which goes only when the new one is whole."""
-    unfinished = out / "unfinished"
-    accelerator.save_state(str(unfinished))
+    unfinished, accelerator = out / "unfinished", training.accelerator
+    training.save(unfinished)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         older = latest_checkpoint(out)
@@ -162,24 +228,23 @@ def _forget_after(log: Path, step: int) -> None:
         log.write_text("".join(kept), encoding="utf-8")
 
 
-def _step(
-    accelerator: Accelerator,
-    module: nn.Module,
-    steppers: list[Any],
-    batch: tuple[Tensor, ...],
-    step: int,
-    config: LoopConfig,
-) -> dict[str, Tensor]:
+def _step(training: _Training, batches: Iterator[tuple[Tensor, ...]], step: int) -> dict[str, Tensor]:
+    """One step over the mean of its batches; their mean losses."""
+    accelerator, config = training.accelerator, training.config
     factor = learning_rate_factor(step, config.steps)
-    losses: dict[str, Tensor] = module(*(t.to(accelerator.device) for t in batch))
-    accelerator.backward(losses["loss"])
-    accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip)
-    for stepper in steppers:
+    means: dict[str, Tensor] = {}
+    for batch in islice(batches, config.accumulate):
+        losses = training.losses(t.to(accelerator.device) for t in batch)
+        accelerator.backward(losses["loss"] / config.accumulate)
+        for name, loss in losses.items():
+            means[name] = means.get(name, 0.0) + loss.detach() / config.accumulate
+    accelerator.clip_grad_norm_(training.module.parameters(), config.gradient_clip)
+    for stepper in training.steppers:
         for group in stepper.param_groups:
             group["lr"] = config.learning_rate * factor
         stepper.step()
         stepper.zero_grad()
-    return losses
+    return means
 
 
 def _count(progress: Progress, losses: dict[str, Tensor], tokens: int, seconds: float) -> None:
@@ -191,10 +256,17 @@ def _count(progress: Progress, losses: dict[str, Tensor], tokens: int, seconds: 
         progress.sums[name] = progress.sums.get(name, 0.0) + value.item()
 
 
-def _log(progress: Progress, config: LoopConfig) -> dict[str, str]:
-    means = {name: total / progress.summed for name, total in progress.sums.items()}
+def _means(accelerator: Accelerator, progress: Progress) -> dict[str, float]:
+    """Mean losses of all processes since the last time."""
+    totals = torch.tensor(list(progress.sums.values()), dtype=torch.float64).to(accelerator.device)
+    means = accelerator.reduce(totals / progress.summed, reduction="mean").tolist()
+    found = dict(zip(progress.sums, means, strict=True))
     progress.sums.clear()
     progress.summed = 0
+    return found
+
+
+def _log(progress: Progress, config: LoopConfig, means: dict[str, float]) -> dict[str, str]:
     entry = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **means}
     with (config.out / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")

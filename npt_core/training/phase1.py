@@ -14,6 +14,7 @@ from npt_core.training.corpus import CorpusConfig
 from npt_core.training.data import PackedRows
 from npt_core.training.equivalence import EquivalenceConfig, EquivalenceLoss
 from npt_core.training.loop import LoopConfig, run
+from npt_core.training.sharding import save_model
 from npt_core.training.tokenizer import load_tokenizer
 
 LEARNING_RATE = 1e-3
@@ -50,7 +51,6 @@ def train_phase1(config: Phase1Config) -> NPTForCausalLM:
             run(addressed, AddressedRows(rows, config.addressing), config.loop)
         else:
             run(loss, rows, config.loop)
-        student.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        save_model(student, tokenizer, path)
     loaded: NPTForCausalLM = NPTForCausalLM.from_pretrained(path)
     return loaded

@@ -20,6 +20,7 @@ from npt_core.training.loop import LoopConfig, run
 from npt_core.training.phase1 import LEARNING_RATE, Phase1Config, train_phase1
 from npt_core.training.plasticity import CalibrationSizes, calibration_text
 from npt_core.training.pretraining import MAX_POSITIONS, VOCABULARY, PretrainingLoss, new_teacher
+from npt_core.training.sharding import save_model
 from npt_core.training.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER_DOCUMENTS = 20_000
@@ -99,8 +100,7 @@ def train_teacher(config: ReferenceConfig) -> None:
     loop = config.loop("teacher", config.teacher_steps, TEACHER_LEARNING_RATE)
     loss = AddressingLoss(PretrainingLoss(teacher), teacher, PlainTemplate(tokenizer), TEACHER_ADDRESSING)
     run(loss, AddressedRows(rows, TEACHER_ADDRESSING), loop)
-    teacher.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    save_model(teacher, tokenizer, path)
 
 
 def assemble(config: ReferenceConfig, plasticity: PlasticityConfig, folder: Path) -> None:

@@ -14,6 +14,10 @@ Data = Annotated[Path | None, typer.Option(help="Folder with wiki-leads.jsonl.xz
 Seed = Annotated[int, typer.Option(help="Of weights, data and order.")]
 Precision = Annotated[str, typer.Option(help="bf16, fp16 or no.")]
 Compile = Annotated[bool, typer.Option(help="Use torch.compile.")]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Under a launcher: split the model among the processes.")
+]
+Accumulate = Annotated[int, typer.Option(min=1, help="Batches of each process in a step.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimizer steps.")]
 
 
@@ -69,6 +73,8 @@ def phase1(
     seed: Seed = 0,
     precision: Precision = "bf16",
     compile_: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
+    shard: Shard = False,
+    accumulate: Accumulate = 1,
 ) -> None:
     """Equivalence: convert a Llama to V2 and train it to do what its teacher does."""
     from npt_core.checkpoint import CheckpointError
@@ -81,7 +87,16 @@ def phase1(
     from service.cli.layers import parse_layers
 
     losses = EquivalenceConfig(hidden_weight, modulation_weight, final_hidden_only, freeze_base)
-    loop = LoopConfig(out, steps, learning_rate, seed=seed, mixed_precision=precision, compile=compile_)
+    loop = LoopConfig(
+        out,
+        steps,
+        learning_rate,
+        seed=seed,
+        mixed_precision=precision,
+        compile=compile_,
+        accumulate=accumulate,
+        sharded=shard,
+    )
     config = Phase1Config(
         teacher=teacher,
         loop=loop,
@@ -106,6 +121,7 @@ def finetune(
     seed: Seed = 0,
     precision: Precision = "bf16",
     compile_: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
+    shard: Shard = False,
 ) -> None:
     """Phase 2: fine-tune for a use."""
     from npt_core.checkpoint import CheckpointError
@@ -120,6 +136,7 @@ def finetune(
         seed=seed,
         mixed_precision=precision,
         compile=compile_,
+        sharded=shard,
     )
     with told_in_one_line(CheckpointError, ValueError, OSError):
         finetuning.finetune(config)

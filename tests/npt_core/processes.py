@@ -17,7 +17,8 @@ def launched(arguments: Sequence[str], store: Path, count: int = 2, seconds: flo
     They meet at the file `store`, which must not exist yet: ports of a busy machine may be taken.
     """
     base = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count)}
-    base |= {"MEETING_PLACE": str(store), "PYTHONWARNINGS": "ignore"}
+    base |= {"MEETING_PLACE": str(store), "PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # asked for, and not used: `join` was quicker
     started = [
         subprocess.Popen(
             [sys.executable, *arguments],
