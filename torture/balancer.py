@@ -25,6 +25,7 @@ class Balancer:
         self._ready: list[int] = []
         self._changed = threading.Condition()
         self._turn = 0
+        self._connections: set[asyncio.Task[None]] = set()  # asyncio alone does not keep them alive
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
         self._thread.start()
@@ -93,7 +94,12 @@ class Balancer:
             self._tell(port, ready)
             await asyncio.sleep(PROBE_EVERY_S)
 
-    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+    def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        task = self._loop.create_task(self._joined(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _joined(self, reader: StreamReader, writer: StreamWriter) -> None:
         backend = await self._backend()
         if backend is None:
             writer.transport.abort()

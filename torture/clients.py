@@ -86,8 +86,14 @@ class Journal:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._events: list[tuple[float, str]] = []
         self._texts: dict[tuple[str, int], str] = {}
         self._kills: list[float] = []
+
+    def note(self, event: str) -> None:
+        """Something was done to a replica."""
+        with self._lock:
+            self._events.append((time.monotonic(), event))
 
     def killed(self) -> None:
         """A replica is killed at this moment."""
@@ -145,8 +151,9 @@ class Journal:
         with self._lock:
             killed = any(begin - AFTERMATH_S <= moment <= end for moment in self._kills)
             self.cut += killed
+            lately = "; ".join(f"{end - moment:.2f} s before, {event}" for moment, event in self._events[-4:])
         if not killed:
-            self.wrong(f"cut: {what}")
+            self.wrong(f"cut: {what}, {end - begin:.2f} s after it was asked; {lately}")
 
     def refusal(self, answer: httpx2.Response) -> None:
         """A request was refused: by a type that is documented, or it is a problem."""

@@ -40,7 +40,7 @@ TOGETHER = 4
 DOUBLE = Double(step_s=0.002, write_s=0.02)
 ELSEWHERE = Double("e" * 64, step_s=0.002)
 """Of another checkpoint."""
-SETTINGS = {"NPT_DRAIN_DELAY_S": "0.5", "NPT_KEEP_VERSIONS": "1000000"}
+SETTINGS = {"NPT_DRAIN_DELAY_S": "1.5", "NPT_KEEP_VERSIONS": "1000000"}
 
 
 @dataclass
@@ -115,6 +115,7 @@ class Cluster:
         except RuntimeError as error:
             raise RuntimeError(f"{error}; its log: {self.last_log()}") from error
         self.outcome.starts += 1
+        self.journal.note(f"{replica.port} is ready")
         return replica
 
     def last_log(self) -> str:
@@ -125,10 +126,13 @@ class Cluster:
     def drain(self, replica: ServerProcess) -> None:
         """As an orchestrator ends one: it says that it is not ready, ends what runs, and exits with 0."""
         self.replicas.remove(replica)
+        self.journal.note(f"told {replica.port} to end")
         replica.signal(15)
         self.balancer.wait(replica.port, ready=False)
+        self.journal.note(f"no more connections to {replica.port}")
         self.balancer.remove(replica.port)
         code = replica.join()
+        self.journal.note(f"{replica.port} has ended")
         if code != 0:
             self.journal.wrong(f"unclean: a replica that was told to stop ended with {code}")
         self.outcome.drained += 1
