@@ -14,6 +14,7 @@ from torture.clients import Journal, Taught
 FACT = Taught(3, "fact_1", "key", "What is thing a-?", "Blue")
 
 
+@pytest.mark.timeout(900)  # half a minute alone, minutes beside other work
 def test_clients_notice_nothing_of_what_a_cluster_does_to_its_replicas(tmp_path: Path) -> None:
     server = postgres_or_skip()
     try:
