@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
-from service import problems
+from service import explorer, problems
 from service.api import audit, facts, generate, health, openai, operations, versions
 from service.api.documentation import answers, completed
 from service.host import Host
@@ -18,6 +18,7 @@ from service.middleware.failures import Failures
 from service.middleware.farewell import Farewell
 from service.middleware.local_names import LocalNames
 from service.middleware.request_id import RequestId
+from service.middleware.security_headers import SecurityHeaders
 from service.middleware.version import Version
 
 TITLE = "NPT"
@@ -52,9 +53,11 @@ def create_api() -> FastAPI:
         license_info={"name": "Apache 2.0", "identifier": "Apache-2.0"},
         openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         generate_unique_id_function=_operation_id,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # an address is right or wrong; a redirect would repeat what Host says
     )
+    explorer.install(app)
     for router in (
         generate.router,
         facts.batches,
@@ -93,9 +96,10 @@ def create_app(host: Host) -> FastAPI:
         Middleware(AccessLog, metrics=host.metrics),
         Middleware(Failures),
         Middleware(Version, current=lambda: host.version),
-        *([] if host.settings.allow_unauthenticated else [Middleware(LocalNames, access=host.access)]),
+        Middleware(SecurityHeaders),
+        Middleware(LocalNames, access=host.access, any_name=host.settings.allow_unauthenticated),
         Middleware(Authentication, access=host.access, metrics=host.metrics),
-        Middleware(BodyLimit, limit=host.settings.max_body_bytes),
+        Middleware(BodyLimit, limit=host.settings.max_body_bytes, seconds=host.settings.read_timeout_s),
     ]
     return app
 

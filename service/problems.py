@@ -48,6 +48,7 @@ NOT_ALLOWED = Kind("npt:method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED, "Thi
 FOREIGN_HOST = Kind(
     "npt:foreign-host", HTTPStatus.MISDIRECTED_REQUEST, "This server answers only to local names"
 )
+TOO_SLOW = Kind("npt:request-timeout", HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive")
 TOO_LARGE = Kind("npt:body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request body is too large")
 INTERNAL = Kind("npt:internal-error", HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed; the log says why")
 FACT_NOT_FOUND = Kind("npt:fact-not-found", HTTPStatus.NOT_FOUND, "No such fact")
@@ -87,7 +88,7 @@ NOT_REACHED = Kind(
 )
 READ_ONLY = Kind("npt:read-only", HTTPStatus.SERVICE_UNAVAILABLE, "Facts can be read but not written")
 UNAUTHENTICATED = Kind("npt:unauthenticated", HTTPStatus.UNAUTHORIZED, "A valid API key is needed")
-FORBIDDEN = Kind("npt:forbidden", HTTPStatus.FORBIDDEN, "The API key does not allow this")
+FORBIDDEN = Kind("npt:forbidden", HTTPStatus.FORBIDDEN, "This is not allowed to whoever asks")
 RATE = Kind("npt:rate-limited", HTTPStatus.TOO_MANY_REQUESTS, "The API key allows no more requests now")
 CONTRADICTION = Kind(
     "npt:fact-conflict", HTTPStatus.CONFLICT, "A stored fact answers the same question otherwise"
@@ -186,7 +187,9 @@ TABLE: Mapping[type[Exception], Kind] = {
 _BY_STATUS: Mapping[int, Kind] = {
     400: MALFORMED,
     404: NOT_FOUND,
+    403: FORBIDDEN,
     405: NOT_ALLOWED,
+    408: TOO_SLOW,
     413: TOO_LARGE,
     415: MEDIA,
     421: FOREIGN_HOST,

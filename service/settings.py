@@ -17,6 +17,8 @@ from service.ledger.database import parsed
 PREFIX = "NPT_"
 CONFIG = "NPT_CONFIG"
 """The variable that names a file of settings."""
+FILE = "_FILE"
+"""At the end of a variable: its value is the path of a file that holds the setting's."""
 NOT_SETTINGS = frozenset({CONFIG, "NPT_URL", "NPT_API_KEY", "NPT_SOURCE_API_KEY"})
 """Variables of this prefix that are read elsewhere."""
 
@@ -27,7 +29,8 @@ class ConfigError(Exception):
 
 class Settings(BaseSettings):
     """Frozen once read. Flags win over the environment, the environment over the file that `NPT_CONFIG`
-    names, the file over the defaults.
+    names, the file over the defaults. `NPT_<NAME>_FILE` names a file that holds one value, such as a
+    secret that an orchestrator mounts.
 
     Raises:
         pydantic.ValidationError: a value out of range.
@@ -82,6 +85,8 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
     """Ample for the longest prompt, small enough that reading it costs nothing."""
+    read_timeout_s: float = Field(30.0, gt=0)
+    """A request's head, and then its body, must be here within this long: slow clients cost connections."""
     request_timeout_s: float = Field(120.0, gt=0)
     """An answer is cut off (finish reason `deadline`) after this long."""
     version_wait_s: float = Field(5.0, ge=0)
@@ -102,8 +107,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, environment, file."""
-        return init_settings, env_settings, _FromFile(settings_cls)
+        """Flags, environment, files that `NPT_<NAME>_FILE` variables name, the file of settings."""
+        return init_settings, env_settings, _FromSecretFiles(settings_cls), _FromFile(settings_cls)
 
     @property
     def model_name(self) -> str:
@@ -138,8 +143,11 @@ def shown(settings: Settings) -> Iterator[Shown]:
     in_file = from_file()
     for name in Settings.model_fields:
         value = getattr(settings, name)
-        if PREFIX + name.upper() in os.environ:
-            source = f"environment, {PREFIX}{name.upper()}"
+        variable = PREFIX + name.upper()
+        if variable in os.environ:
+            source = f"environment, {variable}"
+        elif variable + FILE in os.environ:
+            source = f"file, {os.environ[variable + FILE]}"
         else:
             source = f"file, {os.environ[CONFIG]}" if name in in_file else "default"
         if name == "database_url" and value:
@@ -149,7 +157,8 @@ def shown(settings: Settings) -> Iterator[Shown]:
 
 def unknown_variables() -> list[str]:
     """Variables of our prefix that are no setting, each with the one that was probably meant."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    own = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = own | {name + FILE for name in own} | NOT_SETTINGS
     wrong = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     return [_guessed(name, known) for name in wrong]
 
@@ -167,6 +176,22 @@ def from_file() -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"{path}: {_guessed(unknown[0], set(Settings.model_fields))}")
     return content
+
+
+class _FromSecretFiles(PydanticBaseSettingsSource):
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        paths = {name: os.environ.get(PREFIX + name.upper() + FILE) for name in Settings.model_fields}
+        return {name: _content(path) for name, path in paths.items() if path}
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 class _FromFile(PydanticBaseSettingsSource):

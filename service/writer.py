@@ -8,6 +8,8 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any, TypeVar
 
+import structlog
+
 from npt_core.bank import Fold, matched
 from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
 from npt_core.engine import VersionGone
@@ -58,7 +60,10 @@ from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
 from service.storage import StorageFailed
 from service.weights_codec import encode, encode_fold
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
+CLOSING_S = 30.0
 ATTEMPTS = 20
 """How often a write starts over because another replica published first. A fact's weights do not depend
 on the version they land on, so only the ledger is asked again."""
@@ -107,10 +112,14 @@ class Writer:
         return self._failure
 
     def close(self) -> None:
-        """Refuse what waits, and wait for the write under way: afterwards the folder is at rest."""
+        """Refuse what waits, and wait for the write under way, unless a disk or a store hangs: nothing was
+        acknowledged then.
+        """
         self._failure = self._failure or "the server is shutting down"
-        with self._lock:
-            pass
+        if self._lock.acquire(timeout=CLOSING_S):
+            self._lock.release()
+        else:
+            log.warning("a write is left behind", waited_s=CLOSING_S)
 
     def stop_if_cancelled(self) -> None:
         """Called by consolidation between its pieces. Raises `Cancelled`."""

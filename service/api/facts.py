@@ -54,6 +54,7 @@ _TEACHING = (
     problems.KEY_CONFLICT,
     problems.KEY_IN_FLIGHT,
     problems.TOO_LARGE,
+    problems.TOO_SLOW,
     problems.MEDIA,
     problems.INVALID,
     problems.UNREADABLE,

@@ -33,6 +33,7 @@ _EVENTS = {
             problems.VERSION_NOT_FOUND,
             problems.VERSION_GONE,
             problems.TOO_LARGE,
+            problems.TOO_SLOW,
             problems.MEDIA,
             problems.INVALID,
             problems.PROMPT_TOO_LONG,

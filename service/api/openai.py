@@ -36,6 +36,7 @@ _ANSWERING = openai_answers(
     problems.VERSION_NOT_FOUND,
     problems.VERSION_GONE,
     problems.TOO_LARGE,
+    problems.TOO_SLOW,
     problems.MEDIA,
     problems.PROMPT_TOO_LONG,
     problems.INTERNAL,

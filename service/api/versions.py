@@ -184,6 +184,7 @@ async def activate_version(version: Number, host: HostDep, expected: IfMatch, ac
             problems.KEY_IN_FLIGHT,
             problems.STALE,
             problems.TOO_LARGE,
+            problems.TOO_SLOW,
             problems.MEDIA,
             problems.INVALID,
             problems.FOLD_REFUSED,

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -38,18 +39,33 @@ def command(
     configure_logging(settings.log_level)
     for line in unknown_variables():
         structlog.get_logger("npt").warning(line)
+    # Before the model is loaded: a port that is taken is told at once. Nobody can connect yet.
+    listener = _bound(settings.host, settings.port)
     started = time.perf_counter()
     opened = load_host(settings)
-    serve(opened, time.perf_counter() - started)
+    serve(opened, listener, time.perf_counter() - started)
 
 
-def serve(host: "Host", load_seconds: float = 0.0) -> None:
+def _bound(host: str, port: int) -> socket.socket:
+    from service.cli.failing import fail
+
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        fail(f"cannot listen on {host}, port {port}: {error.strerror}")
+    return listener
+
+
+def serve(host: "Host", listener: socket.socket, load_seconds: float = 0.0) -> None:
     """Serve an open host until a signal comes; running answers get their time to end."""
     import structlog
     import uvicorn
 
     from service.app import create_app
-    from service.http_protocol import Protocol
+    from service.http_protocol import with_head_timeout
 
     settings = host.settings
     structlog.get_logger("npt").info(
@@ -62,25 +78,31 @@ def serve(host: "Host", load_seconds: float = 0.0) -> None:
     config = uvicorn.Config(
         create_app(host),
         host=settings.host,
-        port=settings.port,
         log_config=None,
-        http=Protocol,
+        http=with_head_timeout(settings.read_timeout_s),
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         server_header=False,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again once everything has ended, which is as it should be.
         signal.signal(number, _end_well)
-    draining_server(host, config).run()
+    draining_server(host, config).run([listener])
 
 
 def draining_server(host: "Host", config: "uvicorn.Config") -> "uvicorn.Server":
     """A server that at the first signal is not ready any more, goes on for `drain_delay_s`, so that whoever
     sends it traffic can notice, and then ends; the second signal ends it at once.
     """
+    import structlog
     import uvicorn
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for each in sockets or ():
+                url = _url(host.settings.host, each.getsockname()[1])
+                structlog.get_logger("npt").info(f"Uvicorn running on {url} (Press CTRL+C to quit)")
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if host.draining.is_set():
                 os._exit(128 + sig)
@@ -92,6 +114,10 @@ def draining_server(host: "Host", config: "uvicorn.Config") -> "uvicorn.Server":
                 super().handle_exit(sig, frame)
 
     return Server(config)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _end_well(_number: int, _frame: FrameType | None) -> None:

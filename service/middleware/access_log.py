@@ -3,7 +3,9 @@
 import time
 
 import structlog
+from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
@@ -19,7 +21,9 @@ OTHER = "other"
 
 
 class AccessLog:
-    """Counts from the first byte in to the last byte out."""
+    """Counts from the first byte in until the last byte is handed on: whoever has read a whole answer finds
+    it counted.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -29,28 +33,46 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, version = 500, ""
+        status, version, told = 500, "", False
         started = time.perf_counter()
+
+        def tell() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                self._tell(scope, status, version, time.perf_counter() - started)
 
         async def watched(message: Message) -> None:
             nonlocal status, version
             if message["type"] == "http.response.start":
                 status = message["status"]
                 version = Headers(raw=message["headers"]).get(HEADER, "")
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                tell()
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         finally:
-            seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", UNMATCHED)
-            method = scope["method"] if scope["method"] in METHODS else OTHER
-            self._metrics.request_duration.labels(method, route, status).observe(seconds)
-            log.info(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                weights_version=version,
-                ms=round(seconds * 1000, 1),
-            )
+            tell()
+
+    def _tell(self, scope: Scope, status: int, version: str, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        self._metrics.request_duration.labels(method, _route(scope), status).observe(seconds)
+        log.info(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            weights_version=version,
+            ms=round(seconds * 1000, 1),
+        )
+
+
+def _route(scope: Scope) -> str:
+    """The template of the address; also where the request was refused before it was routed."""
+    found = getattr(scope.get("route"), "path", None)
+    if found is None and "app" in scope:
+        contexts = iter_route_contexts(scope["app"].routes)
+        found = next((each.path for each in contexts if each.matches(scope)[0] is not Match.NONE), None)
+    return found or UNMATCHED

@@ -1,10 +1,11 @@
 """A server in a process of its own, as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -15,10 +16,11 @@ STOP_S = 240
 class ServerProcess:
     """Started by the constructor; `wait_ready` returns when the port is open."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> None:
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
+            env=os.environ | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,9 @@
 """A real process, a real port, a real disk; only the model is a fake."""
 
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,3 +92,29 @@ def test_log_names_requests_and_keeps_prompts_out(start: Start) -> None:
     assert (access["trace_id"], access["parent_span_id"]) == ("a" * 32, "b" * 16)
     assert access["weights_version"] == "0"
     assert "TechCorp" not in server.log
+
+
+def test_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        begin = [sys.executable, "-m", "service.cli", "serve", "--data", str(tmp_path), "--port", str(port)]
+        done = subprocess.run(begin, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"npt: cannot listen on 127.0.0.1, port {port}: Address already in use\n",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_head_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    server = ServerProcess(
+        ["-m", "tests.service.serve_fake", str(tmp_path / "data")], {"NPT_READ_TIMEOUT_S": "0.2"}
+    )
+    try:
+        address = server.wait_ready().url.removeprefix("http://").split(":")
+        for begun in (b"", b"POST /generate HTTP/1.1\r\nHost: loc"):
+            with socket.create_connection((address[0], int(address[1])), timeout=60) as half:
+                half.sendall(begun)
+                assert half.recv(1) == b""
+    finally:
+        server.kill()

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.host import Unguarded
-from service.settings import ConfigError, Settings, is_loopback
+from service.settings import ConfigError, Settings, is_loopback, shown, unknown_variables
 from tests.service.conftest import OpenHost
 
 
@@ -75,3 +75,19 @@ def test_settings_are_shown_with_their_source(file: Path, monkeypatch: pytest.Mo
     assert lines["database_url"] == "postgresql+psycopg://me:***@db/npt (environment, NPT_DATABASE_URL)"
     assert "npt: NPT_QUEUE_SIZ is no setting: NPT_QUEUE_SIZE?\n" in done.stderr
     assert set(lines) == set(Settings.model_fields)
+
+
+def test_value_is_read_from_a_file_that_a_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://me:word@db/npt\n")
+    monkeypatch.setenv("NPT_DATABASE_URL_FILE", str(secret))
+    settings = Settings()
+    assert settings.database_url == "postgresql://me:word@db/npt"
+    (line,) = (each for each in shown(settings) if each.name == "database_url")
+    assert (line.source, "word" in str(line.value)) == (f"file, {secret}", False)
+    assert unknown_variables() == []
+    secret.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        Settings()

@@ -1,5 +1,6 @@
 """What surrounds every endpoint: names, limits, problems, health, metrics."""
 
+import asyncio
 import base64
 import json
 import re
@@ -10,7 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import problems
+from service.app import create_app
 from service.host import Host
+from service.ledger.api_keys import ApiKeys, Scope
+from service.middleware.access_log import AccessLog
 from tests.service.conftest import OpenHost, client_of, fake
 
 Client = httpx2.AsyncClient
@@ -162,6 +166,7 @@ def test_problem_types_are_stable() -> None:
         "npt:idempotency-conflict": 409,
         "npt:idempotency-key-in-flight": 409,
         "npt:stale-version": 412,
+        "npt:request-timeout": 408,
         "npt:body-too-large": 413,
         "npt:unsupported-media-type": 415,
         "npt:foreign-host": 421,
@@ -252,3 +257,104 @@ async def test_made_up_methods_share_one_label(client: Client) -> None:
     exposed = (await client.get("/metrics")).text
     assert 'method="other"' in exposed
     assert "FOO" not in exposed
+
+
+async def test_body_that_does_not_come_is_not_waited_for(host_of: OpenHost) -> None:
+    host = host_of(read_timeout_s=0.05)
+    sent: list[Any] = []
+    never = asyncio.Event()
+
+    async def receive() -> Any:
+        if not sent and not receiving:
+            receiving.append(True)
+            return {"type": "http.request", "body": b'{"prompt": ', "more_body": True}
+        await never.wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    receiving: list[bool] = []
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/generate",
+        "raw_path": b"/generate",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8080),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    await create_app(host)(scope, receive, send)
+    headers = dict(sent[0]["headers"])
+    assert (sent[0]["status"], headers[b"connection"]) == (408, b"close")
+    assert json.loads(sent[1]["body"])["type"] == "npt:request-timeout"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://localhost:3000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:8080"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost:8080"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({}, 200),
+    ],
+)
+@pytest.mark.parametrize("anybody", [False, True])
+async def test_pages_of_other_origins_do_not_write(
+    host_of: OpenHost, headers: dict[str, str], status: int, anybody: bool
+) -> None:
+    async with client_of(host_of(allow_unauthenticated=anybody)) as client:
+        given = {"Host": "localhost:8080"} | headers
+        assert (await client.post("/generate", json=PROMPT, headers=given)).status_code == status
+        assert (await client.get("/facts", headers=given)).status_code == 200
+
+
+async def test_requests_are_counted_by_route_wherever_they_are_refused(host_of: OpenHost) -> None:
+    host = host_of()
+    ApiKeys(host.ledger).create("one", [Scope.GENERATE], actor="operator")
+    host.access.refresh()
+    async with client_of(host) as client:
+        assert (await client.get("/facts/fact_1")).status_code == 401
+        assert (await client.get("/docs")).status_code == 200
+        assert (await client.get("/nowhere")).status_code == 401
+    text = host.metrics.render().decode()
+    for method, route, code in (
+        ("GET", "/facts/{fact_id}", 401),
+        ("GET", "/docs", 200),
+        ("GET", "unmatched", 401),
+    ):
+        line = f'npt_request_duration_seconds_count{{method="{method}",route="{route}",status="{code}"}} 1.0'
+        assert line in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_answer_is_counted_before_its_last_byte_is_read(host_of: OpenHost) -> None:
+    host = host_of()
+    metrics, seen = host.metrics, []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": False})
+
+    async def send(message: Any) -> None:
+        seen.append('route="unmatched",status="200"} 1.0' in metrics.render().decode())
+
+    await AccessLog(app, metrics)({"type": "http", "method": "GET", "path": "/"}, None, send)  # type: ignore[arg-type]
+    assert seen == [False, True]
+
+
+async def test_documentation_needs_no_other_server(client: Client) -> None:
+    page = (await client.get("/docs")).text
+    assert "https://" not in page
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert (await client.get(path)).status_code == 200
+    assert "script-src 'self'" in (await client.get("/docs")).headers["Content-Security-Policy"]
+    answer = await client.get("/facts")
+    assert answer.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
