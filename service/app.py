@@ -7,8 +7,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
-from service import explorer, problems
-from service.api import audit, facts, generate, health, openai, operations, versions
+from service import console, explorer, problems
+from service.api import audit, facts, generate, health, keys, openai, operations, versions
 from service.api.documentation import answers, completed
 from service.host import Host
 from service.middleware.access_log import AccessLog
@@ -35,6 +35,7 @@ TAGS = {
     "versions": "The history of the weights: compare, export, fold, roll back.",
     "operations": "Writes whose clients do not wait.",
     "openai": "The dialect of OpenAI's clients.",
+    "keys": "What a key allows.",
     "audit": "Who did what.",
     "health": "For orchestrators and Prometheus.",
 }
@@ -65,11 +66,13 @@ def create_api() -> FastAPI:
         versions.folds,
         versions.router,
         operations.router,
+        keys.router,
         audit.router,
     ):
         app.include_router(router, responses=answers(*_ANYWHERE, *_WITH_KEYS))
     app.include_router(openai.router)
     app.include_router(health.router, responses=answers(*_ANYWHERE))
+    app.include_router(console.router)
     problems.install(app)
     app.openapi_version = "3.2.0"  # the first that can say what an event of a stream is
     described = app.openapi

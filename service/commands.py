@@ -23,12 +23,12 @@ WriteError
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from npt_core.consolidation import FoldBars, WriteRequest
+from npt_core.consolidation import FoldBars, Step, WriteRequest
 from service.ledger import ANONYMOUS, Fact, IdempotencyKey, Version
 
 
@@ -167,12 +167,15 @@ class NewFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongWrite:
-    """A write that takes its time. Setting `cancelled` ends it, if it is not yet stored."""
+    """A write that takes its time. Setting `cancelled` ends it, if it is not yet stored. `tell` hears of
+    each step of a fact as it begins.
+    """
 
     key: IdempotencyKey | None = None
     if_match: int | None = None
     actor: str = ANONYMOUS
     cancelled: threading.Event = field(default_factory=threading.Event)
+    tell: Callable[[Step], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,7 @@ def _assemble(
         writer.stop_if_cancelled()
 
     runtime.consolidator.give_way(pause)
+    runtime.consolidator.tell_steps(writer.tell_step)
     operations = Operations(ledger, partial(recalled, ledger, replica), limit=settings.max_pending_operations)
     expiry = Expiry(ledger, writer, lambda: bank.version)
     housekeeping = Housekeeping([expiry.tick, operations.tick])

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from pydantic import BaseModel
 
+from npt_core.consolidation import Step
 from service import problems
 from service.commands import (
     Cancelled,
@@ -41,8 +42,8 @@ KEPT = timedelta(days=7)
 """How long the outcome of an operation can be asked for."""
 RETRY_S = 0.1
 
-Work = Callable[[IdempotencyKey, threading.Event], BaseModel]
-"""Does a write under a key, unless the event is set meanwhile; the answer."""
+Work = Callable[[IdempotencyKey, threading.Event, Callable[[Step], None]], BaseModel]
+"""Does a write under a key, unless the event is set meanwhile, and tells of its steps; the answer."""
 Recall = Callable[[str, int], BaseModel]
 """The answer to a write of an action, from the version that it made."""
 
@@ -52,12 +53,16 @@ def utc() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     id: str
     key: IdempotencyKey
     work: Work
     cancelled: threading.Event = field(default_factory=threading.Event)
+    step: Step | None = None
+
+    def tell(self, step: Step) -> None:
+        self.step = step
 
 
 class Operations:
@@ -117,6 +122,11 @@ class Operations:
             raise OperationNotFound(operation_id)
         return found
 
+    def step(self, operation_id: str) -> Step | None:
+        """Where a fact is that this process writes; it is kept nowhere, so others cannot tell."""
+        job = self._jobs.get(operation_id)
+        return None if job is None else job.step
+
     def page(self, after: str, limit: int, state: OperationState | None) -> list[Operation]:
         """Operations after an id, oldest first."""
         return self._log.page(after, limit, state)
@@ -168,7 +178,7 @@ class Operations:
         try:
             while True:
                 try:
-                    return OperationState.SUCCEEDED, job.work(job.key, job.cancelled)
+                    return OperationState.SUCCEEDED, job.work(job.key, job.cancelled, job.tell)
                 except TooManyWrites:  # others wait for their answers: they go first
                     if job.cancelled.wait(RETRY_S):
                         raise Cancelled from None

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from npt_core.bank import FactWeights, Match
-from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, WriteRequest
+from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, Step, WriteRequest
 from npt_core.engine import StepRunner
 
 T = TypeVar("T")
@@ -127,6 +127,8 @@ class Consolidator(Protocol):
     def question_keys(self, prompt: str, bank: Any, version: int, /) -> Mapping[int, Tensor]: ...
 
     def give_way(self, pause: Callable[[], None], /) -> None: ...
+
+    def tell_steps(self, tell: Callable[[Step], None], /) -> None: ...
 
 
 class FoldWriter(Protocol):

@@ -1,10 +1,12 @@
 """Facts by request: at once, or as an operation."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from pydantic import BaseModel
 
+from npt_core.consolidation import Step
 from service.commands import Added, AddFacts, Folded, FoldFacts
 from service.ledger import IdempotencyKey, Ledger
 from service.ledger.operations import Operation
@@ -22,8 +24,8 @@ def teach_later(
 ) -> Operation:
     """The command as an operation; raises as `Operations.submit`."""
 
-    def work(key: IdempotencyKey, cancelled: threading.Event) -> BaseModel:
-        return _taught(writer, replace(command, key=key, cancelled=cancelled), action, dry_run)
+    def work(key: IdempotencyKey, cancelled: threading.Event, tell: Callable[[Step], None]) -> BaseModel:
+        return _taught(writer, replace(command, key=key, cancelled=cancelled, tell=tell), action, dry_run)
 
     request = {"facts": [dict(fact.document) for fact in command.facts], "dry_run": dry_run}
     return operations.submit(command.actor, action, request, command.key, work)
@@ -32,7 +34,7 @@ def teach_later(
 def fold_later(operations: Operations, writer: Writer, command: FoldFacts, dry_run: bool) -> Operation:
     """As `teach_later`, for a fold."""
 
-    def work(key: IdempotencyKey, cancelled: threading.Event) -> BaseModel:
+    def work(key: IdempotencyKey, cancelled: threading.Event, _: Callable[[Step], None]) -> BaseModel:
         folded = writer.fold(replace(command, key=key, cancelled=cancelled), dry_run)
         return FoldRehearsed.of(folded) if dry_run else FoldedOut.made(folded)
 

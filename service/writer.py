@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 
 from npt_core.bank import Fold, matched
-from npt_core.consolidation import ConsolidationError, NotRecalled, UnreadableFact
+from npt_core.consolidation import ConsolidationError, NotRecalled, Step, UnreadableFact
 from npt_core.engine import VersionGone
 from service.blobs import Blobs
 from service.commands import (
@@ -126,6 +126,11 @@ class Writer:
         if self._under_way is not None and self._under_way.cancelled.is_set():
             raise Cancelled
 
+    def tell_step(self, step: Step) -> None:
+        """Called by consolidation as each step begins."""
+        if self._under_way is not None:
+            self._under_way.tell(step)
+
     def add(self, command: AddFacts) -> Added:
         """Write facts, or answer as before where the key has been used with the same body."""
         with self._key_reserved(command):
@@ -134,6 +139,7 @@ class Writer:
                 return replayed
             with self._writing(command.if_match), self._cancellable(command):
                 fresh = self._consolidate(command.facts)
+                command.tell(Step.PUBLISH)
                 blobs = self._store(fresh)
                 added = self._until_newest(lambda: self._add(command, fresh, blobs))
             if not added.replayed:

@@ -12,6 +12,7 @@ from npt_core.consolidation.errors import (
 from npt_core.consolidation.folding import FoldBars, FoldRefused, FoldReport, FoldWriter
 from npt_core.consolidation.probes import bare, words
 from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
+from npt_core.consolidation.steps import Step
 
 __all__ = [
     "Calibration",
@@ -27,6 +28,7 @@ __all__ = [
     "NotRecalled",
     "PlasticityConfig",
     "Question",
+    "Step",
     "UnreadableFact",
     "WriteReport",
     "WriteRequest",

@@ -119,11 +119,12 @@ def write(
     taught: Lesson,
     foreign: Mapping[int, Tensor],
     pause: Callable[[], None] = lambda: None,
+    checking: Callable[[], None] = lambda: None,
 ) -> FactWeights:
     """The columns of one fact in the layers of `config`.
 
-    `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either. `pause` is
-    called between the parts of the leak check.
+    `foreign`: by layer, keys `[n, p]` of look-alikes, on which no column may fire either. `checking` is
+    called before the leak check of each layer, `pause` between its parts.
     """
     wanted = sorted(at for at, w in taught.surprise.items() if w > config.surprise)
     trial = Bank(model, calibration.whitening)
@@ -139,6 +140,7 @@ def write(
             trial.layers[index],
             index,
             pause,
+            checking,
         )
         layer = model.model.layers[index]
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
@@ -167,10 +169,11 @@ class _LayerWriter:
         trial: PlasticLayer,
         index: int,
         pause: Callable[[], None],
+        checking: Callable[[], None],
     ) -> None:
         self.taught, self.wanted, self.config = taught, wanted, config
         self.statistics, self.foreign = statistics, foreign
-        self.trial, self.index, self.pause = trial, index, pause
+        self.trial, self.index, self.pause, self.checking = trial, index, pause, checking
         self.found: dict[int, Columns] = {}
         self._z = torch.empty(0)
 
@@ -195,6 +198,7 @@ class _LayerWriter:
         keys = self.statistics.whitening.key(z)
         asks = torch.tensor([self.taught.asks(at) for at in self.wanted], dtype=torch.bool)
         targets = torch.tensor([self.taught.target(at) for at in self.wanted])
+        self.checking()
         thresholds = thresholds_of(
             keys, targets, asks, self.statistics, self.foreign, self.config, self.pause
         )

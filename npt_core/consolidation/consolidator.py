@@ -55,6 +55,7 @@ from npt_core.consolidation.request import (
 )
 from npt_core.consolidation.ridge import ridge_weights
 from npt_core.consolidation.states import States, plastic, private_copy, run
+from npt_core.consolidation.steps import Step
 from npt_core.generation import Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
@@ -105,6 +106,11 @@ class Consolidator:
         self.template = template
         self.calibration = calibration
         self._pause: Callable[[], None] = lambda: None
+        self._tell: Callable[[Step], None] = lambda _: None
+
+    def tell_steps(self, tell: Callable[[Step], None]) -> None:
+        """From now on `tell` is called as each step of a fact begins."""
+        self._tell = tell
 
     def give_way(self, pause: Callable[[], None]) -> None:
         """From now on `pause` is called between pieces of a few milliseconds: before each linear map,
@@ -198,8 +204,10 @@ class Consolidator:
                 "the model cannot answer questions about this fact even with the fact in its context",
                 self._report(request, config, study, watch, attempts=number),
             )
+        self._tell(Step.WRITE)
         with watch.stage("write"):
             weights = self._weights(request, config, study)
+        self._tell(Step.VERIFY)
         with watch.stage("verify"):
             report, asked = self.verify(request, config, study, weights, watch, number)
         if request.strategy != "modulation":
@@ -253,6 +261,7 @@ class Consolidator:
     ) -> list[Study]:
         if not requests:
             return []
+        self._tell(Step.STUDY)
         model, template, facts = self.model, self.template, [r.fact for r in requests]
         count, temperature = config.questions, config.temperature
         written = write_questions(model, template, facts, count, seeds, temperature)
@@ -324,7 +333,9 @@ class Consolidator:
             return modulation_weights(self.model, self.template, request)
         taught = lesson(self.model, study.training, study.teacher, config.layers)
         foreign = self._foreign_keys(request, config, study)
-        weights = write(self.model, self.calibration, config, taught, foreign, self._pause)
+        weights = write(
+            self.model, self.calibration, config, taught, foreign, self._pause, self._tell_of_leak_check
+        )
         if config.refine_steps:
             whitening = self.calibration.whitening
             weights = refine(self.model, whitening, weights, study.training, config.refine_steps)
@@ -332,6 +343,9 @@ class Consolidator:
             strength = config.ridge_lambda / max(request.strength, 1e-6)
             return ridge_weights(weights, self.calibration, strength)
         return scaled(weights, request.strength)
+
+    def _tell_of_leak_check(self) -> None:
+        self._tell(Step.LEAK_CHECK)
 
     def _foreign_keys(
         self, request: WriteRequest, config: PlasticityConfig, study: Study

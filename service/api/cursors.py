@@ -15,6 +15,8 @@ Cursor = Annotated[
     str | None, Query(max_length=200, description="`next_cursor` of the page before; absent: the first page")
 ]
 
+NewestFirst = Annotated[bool, Query(description="backwards; a cursor goes on in the order that gave it")]
+
 SQL_INTEGERS = 2**63
 """What a database can compare a version with."""
 

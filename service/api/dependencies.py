@@ -10,7 +10,7 @@ from pydantic import WithJsonSchema
 from service.access import ScopeMissing
 from service.host import Host
 from service.ledger import ANONYMOUS
-from service.ledger.api_keys import Scope
+from service.ledger.api_keys import ApiKey, Scope
 from service.request_errors import MalformedHeader
 
 _VERSION = re.compile(r'"([0-9]{1,18})"')
@@ -98,6 +98,13 @@ def needs(read: Scope, write: Scope) -> Any:
     return Depends(check)
 
 
+def shown_key(
+    request: Request, _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+) -> ApiKey | None:
+    """The key that the request came with, which is valid; `None` on a server without keys."""
+    return cast(ApiKey | None, request.scope.get("state", {}).get("key"))
+
+
 def tell_replay(replayed: bool, response: Response) -> None:
     """Say that an answer is one of before."""
     if replayed:
@@ -109,3 +116,4 @@ IfMatch = Annotated[int | None, Depends(if_match)]
 Key = Annotated[str | None, Depends(idempotency_key)]
 Actor = Annotated[str, Depends(actor)]
 PrefersAsync = Annotated[bool, Depends(prefers_async)]
+ShownKey = Annotated[ApiKey | None, Depends(shown_key)]

@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
-from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
+from service.api.cursors import Cursor, NewestFirst, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
 from service.api.documentation import ACCEPTED, LINKS, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
@@ -14,7 +14,7 @@ from service.commands import AddFacts, FactNotFound
 from service.fact_requests import add_command
 from service.fact_search import search
 from service.host import Host
-from service.ledger import START, FactState, Position
+from service.ledger import END, START, FactState, Position
 from service.ledger.api_keys import Scope
 from service.schemas.common import Page
 from service.schemas.facts import (
@@ -162,17 +162,19 @@ def list_facts(
     limit: PageSize = 100,
     cursor: Cursor = None,
     state: Annotated[FactState | None, Query(description="absent: all of them")] = None,
+    newest_first: NewestFirst = False,
 ) -> Page[FactOut]:
-    """Oldest first."""
-    newest = host.version
-    after = START if cursor is None else decode_cursor(cursor)
+    """Oldest first, unless asked otherwise."""
+    newest, begin = host.version, END if newest_first else START
+    after = begin if cursor is None else decode_cursor(cursor)
     # One more than asked tells whether there is another page.
-    found = host.ledger.facts(after, limit + 1, state)
+    found = host.ledger.facts(after, limit + 1, state, newest_first)
     page = found[:limit]
     following = None
     if len(found) > limit:
         following = encode_cursor(Position(page[-1].fact.version, page[-1].fact.id))
-    items = [FactOut.of(stored, newest, host.replica.folded) for stored in page]
+    actors = host.ledger.actors({stored.fact.version for stored in page})
+    items = [FactOut.of(stored, newest, host.replica.folded, actors[stored.fact.version]) for stored in page]
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
@@ -183,7 +185,8 @@ def get_fact(fact_id: FactId, host: HostDep) -> FactOut:
     stored = host.ledger.fact(fact_id)
     if stored is None:
         raise FactNotFound(fact_id)
-    return FactOut.of(stored, newest, host.replica.folded)
+    actors = host.ledger.actors([stored.fact.version])
+    return FactOut.of(stored, newest, host.replica.folded, actors[stored.fact.version])
 
 
 @router.delete(

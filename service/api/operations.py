@@ -46,7 +46,7 @@ def list_operations(
     found = host.operations.page("" if cursor is None else decode_cursor(cursor).id, limit + 1, state)
     page = found[:limit]
     following = encode_cursor(Position(0, page[-1].id)) if len(found) > limit else None
-    items = [OperationOut.of(operation, newest) for operation in page]
+    items = [OperationOut.of(operation, newest, host.operations.step(operation.id)) for operation in page]
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
@@ -56,7 +56,7 @@ def get_operation(operation_id: OperationId, host: HostDep, response: Response) 
     operation = host.operations.get(operation_id)
     if operation.state in OPEN:
         response.headers["Retry-After"] = str(POLL_S)
-    return OperationOut.of(operation, host.version)
+    return OperationOut.of(operation, host.version, host.operations.step(operation_id))
 
 
 @router.delete(
@@ -72,4 +72,4 @@ def cancel_operation(operation_id: OperationId, host: HostDep, response: Respons
     operation = host.operations.cancel(operation_id)
     if operation.state in OPEN:
         response.status_code = 202
-    return OperationOut.of(operation, host.version)
+    return OperationOut.of(operation, host.version, host.operations.step(operation_id))

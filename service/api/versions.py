@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service import problems
-from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
+from service.api.cursors import Cursor, NewestFirst, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
 from service.api.documentation import ACCEPTED, REPLAYED, answers
 from service.api.operations import accepted
@@ -21,7 +21,7 @@ from service.exports.safetensors_stream import streamed
 from service.exports.zipped import zipped
 from service.fact_requests import fold_command
 from service.host import CALIBRATION_FOLDER
-from service.ledger import Position
+from service.ledger import END, START, Position
 from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
 from service.schemas.common import Page
@@ -50,11 +50,13 @@ def list_versions(
     host: HostDep,
     limit: PageSize = 100,
     cursor: Cursor = None,
+    newest_first: NewestFirst = False,
 ) -> Page[VersionOut]:
-    """Oldest first."""
-    newest = host.version
-    after = -1 if cursor is None else decode_cursor(cursor).version
-    found = host.ledger.versions(after, limit + 1)
+    """Oldest first, unless asked otherwise."""
+    newest, begin = host.version, END if newest_first else START
+    after = (begin if cursor is None else decode_cursor(cursor)).version
+    pages = host.ledger.versions_before if newest_first else host.ledger.versions
+    found = pages(after, limit + 1)
     page = found[:limit]
     following = encode_cursor(Position(page[-1].version, "")) if len(found) > limit else None
     items = [VersionOut.of(version) for version in page]

@@ -10,7 +10,7 @@ from service.ledger.errors import (
     StaleParent,
     WrongCheckpoint,
 )
-from service.ledger.ledger import START, Ledger, Position, now, timestamp
+from service.ledger.ledger import END, START, Ledger, Position, now, timestamp
 from service.ledger.lock import FolderLock
 from service.ledger.records import (
     ANONYMOUS,
@@ -29,6 +29,7 @@ from service.ledger.records import (
 
 __all__ = [
     "ANONYMOUS",
+    "END",
     "SAME_FOLD",
     "START",
     "SYSTEM",

@@ -47,6 +47,8 @@ class Position(NamedTuple):
 
 
 START = Position(-1, "")
+END = Position(2**63 - 1, "")
+"""Above what a database can hold."""
 
 
 def now() -> str:
@@ -140,6 +142,11 @@ class Ledger:
         with reading(self.engine) as connection:
             return queries.versions_after(connection, after, limit)
 
+    def versions_before(self, before: int, limit: int | None = None) -> list[Version]:
+        """Versions below `before`, descending."""
+        with reading(self.engine) as connection:
+            return queries.versions_before(connection, before, limit)
+
     def live(self, version: int) -> set[str]:
         """Ids of the facts that `version` knows."""
         with reading(self.engine) as connection:
@@ -151,11 +158,15 @@ class Ledger:
             return queries.stored_fact(connection, fact_id)
 
     def facts(
-        self, after: Position = START, limit: int | None = None, state: FactState | None = None
+        self,
+        after: Position = START,
+        limit: int | None = None,
+        state: FactState | None = None,
+        newest_first: bool = False,
     ) -> list[StoredFact]:
-        """Facts after a position, oldest first, optionally only those in one state."""
+        """Facts after a position, which for the newest is `END`, optionally only those in one state."""
         with reading(self.engine) as connection:
-            return queries.stored_facts(connection, after, limit, state)
+            return queries.stored_facts(connection, after, limit, state, newest_first)
 
     def facts_by_id(self, ids: Iterable[str]) -> dict[str, Fact]:
         """Those of `ids` that there are."""
@@ -254,6 +265,11 @@ class Ledger:
         """Entries above `after`, ascending."""
         with reading(self.engine) as connection:
             return queries.audit_after(connection, after, limit)
+
+    def actors(self, versions: Iterable[int]) -> dict[int, str]:
+        """Who made each of these versions, as the audit has it."""
+        with reading(self.engine) as connection:
+            return queries.actors(connection, versions)
 
     def commit(self, change: Change, ensure_blobs: Callable[[], None] = nothing) -> Version:
         """Add a version, durably, in one transaction.

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select, tuple_
 
 from service.ledger import rows
-from service.ledger.records import AuditEntry, Fact, FactState, Snapshot, StoredFact, Version
+from service.ledger.records import AuditEntry, Fact, FactState, Snapshot, StoredFact, Version, VersionKind
 from service.ledger.tables import audit, changes, facts, snapshots, versions
 
 _lives = (
@@ -31,10 +31,21 @@ def newest(connection: Connection) -> int | None:
 def versions_after(connection: Connection, after: int, limit: int | None) -> list[Version]:
     """Versions above `after`, ascending."""
     query = select(versions).where(versions.c.version > after).order_by(versions.c.version)
-    found = connection.execute(query.limit(limit)).mappings().all()
+    return _read_versions(connection, query.limit(limit))
+
+
+def versions_before(connection: Connection, before: int, limit: int | None) -> list[Version]:
+    """Versions below `before`, descending."""
+    query = select(versions).where(versions.c.version < before).order_by(versions.c.version.desc())
+    return _read_versions(connection, query.limit(limit))
+
+
+def _read_versions(connection: Connection, query: Select[Any]) -> list[Version]:
+    found = connection.execute(query).mappings().all()
     if not found:
         return []
-    numbers = changes.c.version.between(found[0]["version"], found[-1]["version"])
+    ends = found[0]["version"], found[-1]["version"]
+    numbers = changes.c.version.between(min(ends), max(ends))
     by_version = defaultdict(list)
     for change in connection.execute(select(changes).where(numbers)).mappings():
         by_version[change["version"]].append(change)
@@ -89,6 +100,19 @@ def audit_after(connection: Connection, after: int, limit: int | None) -> list[A
     return [rows.read_audit(row) for row in connection.execute(query).mappings()]
 
 
+def actors(connection: Connection, numbers: Iterable[int]) -> dict[int, str]:
+    """Who made each of these versions; nobody made the first one."""
+    targets = {f"versions/{number}": number for number in numbers}
+    query = select(audit.c.target, audit.c.actor)
+    query = query.where(audit.c.action.in_([str(kind) for kind in VersionKind]))
+    found = [
+        row
+        for part in batched(sorted(targets), 30_000)
+        for row in connection.execute(query.where(audit.c.target.in_(part)))
+    ]
+    return {targets[target]: actor for target, actor in found}
+
+
 def last_audit(connection: Connection) -> AuditEntry | None:
     """The newest entry."""
     row = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(1)).mappings().first()
@@ -130,13 +154,20 @@ def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def stored_facts(
-    connection: Connection, after: tuple[int, str], limit: int | None, state: FactState | None
+    connection: Connection,
+    after: tuple[int, str],
+    limit: int | None,
+    state: FactState | None,
+    newest_first: bool,
 ) -> list[StoredFact]:
-    """Facts after the position `(version, id)`, oldest first, optionally of one state."""
-    query = _stored.where(tuple_(facts.c.version, facts.c.id) > after)
+    """Facts after the position `(version, id)` in their order, optionally of one state."""
+    position = tuple_(facts.c.version, facts.c.id)
+    query = _stored.where(position < after if newest_first else position > after)
     if state is not None:
         query = query.where(_lives.c.alive == (1 if state is FactState.PUBLISHED else 0))
-    return _read_facts(connection, query.order_by(facts.c.version, facts.c.id).limit(limit))
+    order = facts.c.version, facts.c.id
+    ordered = query.order_by(*(column.desc() for column in order) if newest_first else order)
+    return _read_facts(connection, ordered.limit(limit))
 
 
 def _read_facts(connection: Connection, query: Select[Any]) -> list[StoredFact]:

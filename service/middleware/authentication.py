@@ -10,8 +10,12 @@ from service import problems
 from service.access import Access, AccessError
 from service.metrics import Metrics
 
-OPEN = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json"})
-"""Probes and scrapers have no keys; what they read tells nothing of prompts or facts."""
+OPEN = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json", "/console"})
+"""Probes and scrapers have no keys; what they read tells nothing of prompts or facts. The console asks for a
+key itself, and shows it to the API.
+"""
+OPEN_BELOW = "/console/"
+"""Everything under it is the console's own files."""
 
 
 class Authentication:
@@ -25,7 +29,7 @@ class Authentication:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         if self._access.stale:
@@ -44,3 +48,7 @@ class Authentication:
             self._metrics.rejections.labels(problem.type.removeprefix("npt:").replace("-", "_")).inc()
             response = problems.respond(Request(scope), problem, problems.access_headers(error))
             await response(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_BELOW)

@@ -155,14 +155,15 @@ class FactOut(Out):
     born: int = Field(description="the version that first knew it")
     died: int | None = Field(description="the version that retracted it")
     created_at: str
+    actor: str = Field(description="who taught it: id of the API key; anonymous, system or cli")
     expires_at: str | None = Field(description="when it is retracted by itself")
     folded: bool = Field(description="whether it is in the base weights of the newest version")
     request: dict[str, Any] = Field(description="the rest of the request, as it was given")
     report: dict[str, Any]
 
     @classmethod
-    def of(cls, stored: StoredFact, weights_version: int, folded: Collection[str]) -> "FactOut":
-        """From what the ledger keeps, and the ids of what is folded."""
+    def of(cls, stored: StoredFact, weights_version: int, folded: Collection[str], actor: str) -> "FactOut":
+        """From what the ledger keeps, the ids of what is folded, and who taught it."""
         fact = stored.fact
         request = dict(fact.request)
         return cls(
@@ -173,6 +174,7 @@ class FactOut(Out):
             born=fact.version,
             died=stored.died,
             created_at=fact.created_at,
+            actor=actor,
             expires_at=fact.expires_at,
             folded=fact.id in folded,
             request=request,

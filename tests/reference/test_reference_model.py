@@ -12,6 +12,7 @@ from npt_core.consolidation import (
     InvalidRequest,
     NotRecalled,
     Question,
+    Step,
     UnreadableFact,
     WriteRequest,
 )
@@ -171,7 +172,11 @@ def test_consolidation_touches_neither_weights_nor_what_is_served(runtime: Runti
 def test_the_callers_questions_are_used(runtime: Runtime, bank: Bank, ask: Ask) -> None:
     question = Question("What is the capital of Borduria?", "Szohod")
     request = WriteRequest("The capital of Borduria is Szohod.", questions=(question,))
+    steps: list[Step] = []
+    runtime.consolidator.tell_steps(steps.append)
     made = runtime.consolidator.consolidate(request)
+    runtime.consolidator.tell_steps(lambda _: None)
+    assert steps == list(Step)[:-1] * made.report.attempts
     bank.publish(1, {"fact": made.weights})
     assert ask([question.question]) == ["szohod"]
 

@@ -49,7 +49,7 @@ def host_of(data: Path) -> Iterator[OpenHost]:
     yield open_one
     for host in opened:
         runtime = fake(host)
-        for gate in (runtime.model.gate, runtime.consolidator.gate):
+        for gate in (runtime.model.gate, runtime.consolidator.gate, runtime.consolidator.step_gate):
             if gate is not None:
                 gate.release(10_000)
         host.close()

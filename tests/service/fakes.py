@@ -23,6 +23,7 @@ from npt_core.consolidation import (
     FoldReport,
     InvalidRequest,
     NotRecalled,
+    Step,
     UnreadableFact,
     WriteReport,
     WriteRequest,
@@ -168,16 +169,23 @@ class FakeModel:
 
 
 class FakeConsolidator:
-    """Refuses what says that it should be refused; with a `gate`, waits for a permit."""
+    """Refuses what says that it should be refused; with a `gate`, waits for a permit, with a `step_gate` at
+    each of its steps.
+    """
 
     def __init__(self) -> None:
         self.gate: threading.Semaphore | None = None
+        self.step_gate: threading.Semaphore | None = None
         self.entered = threading.Semaphore(0)
         self.pause: Callable[[], None] = lambda: None
+        self.tell: Callable[[Step], None] = lambda _: None
         self.requests: list[WriteRequest] = []
 
     def give_way(self, pause: Callable[[], None], /) -> None:
         self.pause = pause
+
+    def tell_steps(self, tell: Callable[[Step], None], /) -> None:
+        self.tell = tell
 
     def disturbed(self, facts: Sequence[Consolidated], /) -> dict[int, NotRecalled]:
         sentences = [_sentence(fact.weights) for fact in facts]
@@ -204,8 +212,10 @@ class FakeConsolidator:
     def consolidate(self, request: WriteRequest, /) -> Consolidated:
         self.requests.append(request)
         self.entered.release()
-        while self.gate is not None and not self.gate.acquire(timeout=0.005):
-            self.pause()  # as the real one does between its pieces
+        self._wait(self.gate)
+        for step in (Step.STUDY, Step.WRITE, Step.LEAK_CHECK, Step.VERIFY):
+            self.tell(step)
+            self._wait(self.step_gate)
         if "unreadable" in request.fact:
             raise UnreadableFact("the model cannot read this fact", _report(request, 0.0))
         if "forgettable" in request.fact:
@@ -215,6 +225,10 @@ class FakeConsolidator:
         subject = _subject(request.fact)
         asked = {0: _key(subject), TEXT: _letters(subject)}
         return Consolidated(_weights(request.fact), _report(request, 1.0), asked, subject=words(subject))
+
+    def _wait(self, gate: threading.Semaphore | None) -> None:
+        while gate is not None and not gate.acquire(timeout=0.005):
+            self.pause()  # as the real one does between its pieces
 
 
 class FakeFoldWriter:

@@ -11,7 +11,7 @@ import torch
 
 import npt_core.loading
 from npt_core.bank import Columns, FactWeights
-from npt_core.consolidation import Consolidated, WriteReport, WriteRequest
+from npt_core.consolidation import Consolidated, Step, WriteReport, WriteRequest
 from npt_core.loading import load_runtime
 from service.host import Host, open_host
 from service.runtime import Runtime
@@ -31,6 +31,9 @@ class Scribble:
 
     def give_way(self, _pause: Callable[[], None], /) -> None:
         """It takes no time."""
+
+    def tell_steps(self, _tell: Callable[[Step], None], /) -> None:
+        """It has none."""
 
     def consolidate_all(self, requests: Sequence[WriteRequest], /) -> list[Consolidated]:
         """Each for itself."""

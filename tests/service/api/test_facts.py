@@ -236,18 +236,19 @@ async def test_unknown_fact_is_not_found(client: Client, method: str) -> None:
     assert answer.json()["type"] == "npt:fact-not-found"
 
 
-async def test_pages_hold_every_fact_once(client: Client) -> None:
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_pages_hold_every_fact_once(client: Client, newest_first: bool) -> None:
     made = [(await teach(client, f"The X{i} is Y.")).json()["id"] for i in range(5)]
     seen: list[str] = []
     cursor = None
     while True:
-        query = {"limit": 2} | ({} if cursor is None else {"cursor": cursor})
+        query = {"limit": 2, "newest_first": newest_first} | ({} if cursor is None else {"cursor": cursor})
         page = (await client.get("/facts", params=query)).json()
         seen += [item["id"] for item in page["items"]]
         cursor = page["next_cursor"]
         if cursor is None:
             break
-    assert seen == made
+    assert seen == (made[::-1] if newest_first else made)
 
 
 async def test_list_can_be_narrowed_to_a_state(client: Client) -> None:

@@ -16,7 +16,7 @@ from service.cli.client import ClientError, connected
 from service.host import Host
 from service.ledger import timestamp
 from service.ledger.api_keys import ApiKeys, Scope
-from service.middleware.authentication import OPEN
+from service.middleware.authentication import OPEN, OPEN_BELOW
 from tests.service.api.test_facts import FACT, teach
 from tests.service.conftest import client_of, fake
 
@@ -92,7 +92,21 @@ async def test_each_scope_opens_its_own_doors(
 def test_every_address_is_open_on_purpose_or_needs_a_scope(host: Host) -> None:
     routes = [route for route in create_app(host).routes if isinstance(route, APIRoute)]
     guarded = {route.path for route in routes if route.dependant.dependencies and route.dependencies}
-    assert {route.path for route in routes} - guarded <= OPEN
+    assert {route.path for route in routes} - guarded <= OPEN | {f"{OPEN_BELOW}{{name}}"}
+
+
+async def test_key_tells_what_it_allows(client: Client, key_for: KeyFor) -> None:
+    nobody = (await client.get("/keys/self")).json()
+    assert (nobody["id"], nobody["name"], nobody["scopes"]) == ("anonymous", None, list(Scope))
+    later = "2100-01-01T00:00:00.000Z"
+    headers = key_for(Scope.GENERATE, Scope.FACTS_READ, rate_per_minute=60, expires_at=later)
+    mine = (await client.get("/keys/self", headers=headers)).json()
+    assert mine["id"].startswith("key_")
+    assert mine["scopes"] == ["generate", "facts:read"]
+    assert (mine["name"], mine["rate_per_minute"], mine["expires_at"]) == ("test", 60, later)
+    assert (await client.get("/keys/self")).status_code == 401
+    everything = await client.get("/keys/self", headers=key_for(Scope.ADMIN))
+    assert everything.json()["scopes"] == list(Scope)
 
 
 async def test_revoked_and_expired_keys_are_refused(client: Client, host: Host, key_for: KeyFor) -> None:
@@ -138,6 +152,7 @@ async def test_audit_names_the_key(client: Client, host: Host, key_for: KeyFor) 
     headers = key_for(Scope.FACTS_WRITE, Scope.ADMIN)
     (key,) = ApiKeys(host.ledger).all()
     made = (await teach(client, FACT, **headers)).json()
+    assert (await client.get(f"/facts/{made['id']}", headers=headers)).json()["actor"] == key.id
     await client.delete(f"/facts/{made['id']}", headers=headers)
     entries = (await client.get("/audit", headers=headers)).json()["items"]
     assert [(e["actor"], e["action"], e["target"]) for e in entries] == [

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from anyio import to_thread
 
+from npt_core.consolidation import Step
 from service.commands import OperationElsewhere, OperationNotFound
 from service.host import Host
 from service.ledger import IdempotencyKey, timestamp
@@ -114,6 +115,39 @@ async def test_operations_run_in_turn_and_are_listed(host: Host, client: Client)
     gate.release(3)
     versions = [(await ended(client, o))["result"]["weights_version"] for o in made]
     assert versions == [1, 2, 3]
+
+
+async def test_running_operation_tells_its_step(host: Host, client: Client) -> None:
+    gate = fake(host).consolidator.step_gate = threading.Semaphore(0)
+    operation = await later(client)
+    assert operation["step"] is None
+    for step in (Step.STUDY, Step.WRITE, Step.LEAK_CHECK, Step.VERIFY):
+        with anyio.fail_after(30):
+            while (found := (await client.get(f"/operations/{operation['id']}")).json())["step"] != step:
+                await anyio.sleep(0.01)
+        assert found["state"] == "running"
+        assert [o["step"] for o in (await client.get("/operations")).json()["items"]] == [step]
+        gate.release()
+    assert (await ended(client, operation))["step"] is None
+
+
+async def test_publication_is_the_last_step(
+    host: Host, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, on = threading.Event(), threading.Event()
+    put = host.blobs.put
+
+    def slow(content: bytes) -> str:
+        begun.set()
+        on.wait()
+        return put(content)
+
+    monkeypatch.setattr(host.blobs, "put", slow)
+    operation = await later(client)
+    await to_thread.run_sync(begun.wait)
+    assert (await client.get(f"/operations/{operation['id']}")).json()["step"] == "publish"
+    on.set()
+    assert (await ended(client, operation))["state"] == "succeeded"
 
 
 async def test_operation_that_waits_never_begins_once_cancelled(host: Host, client: Client) -> None:
@@ -223,7 +257,7 @@ def test_operation_that_waits_when_the_server_stops_is_told_as_failed(host_of: O
     host = host_of()
     begun, on = threading.Event(), threading.Event()
 
-    def work(_key: IdempotencyKey, _cancelled: threading.Event) -> Any:
+    def work(_key: IdempotencyKey, _cancelled: threading.Event, _tell: Any) -> Any:
         begun.set()
         on.wait()
         return recalled(host.ledger, host.replica, "facts.batch", 0)
@@ -260,7 +294,7 @@ def test_process_is_heard_of_while_it_works(host: Host) -> None:
     clock, on = Clock(datetime.now(UTC)), threading.Event()
     operations = Operations(host.ledger, partial(recalled, host.ledger, host.replica), clock=clock)
 
-    def work(_key: IdempotencyKey, _cancelled: threading.Event) -> Any:
+    def work(_key: IdempotencyKey, _cancelled: threading.Event, _tell: Any) -> Any:
         on.wait()
         return recalled(host.ledger, host.replica, "facts.batch", 0)
 

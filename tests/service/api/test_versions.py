@@ -84,10 +84,14 @@ async def test_stale_activation_is_refused(client: Client) -> None:
     assert (await client.get("/versions")).json()["weights_version"] == 1
 
 
-async def test_versions_come_in_pages(client: Client) -> None:
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_versions_come_in_pages(client: Client, newest_first: bool) -> None:
     for number in range(4):
         await teach(client, f"The X{number} is Y.")
-    first = (await client.get("/versions?limit=3")).json()
-    rest = (await client.get(f"/versions?limit=3&cursor={first['next_cursor']}")).json()
-    assert [item["version"] for item in first["items"] + rest["items"]] == [0, 1, 2, 3, 4]
+    order = f"limit=3&newest_first={newest_first}"
+    first = (await client.get(f"/versions?{order}")).json()
+    rest = (await client.get(f"/versions?{order}&cursor={first['next_cursor']}")).json()
+    numbers = [0, 1, 2, 3, 4]
+    expected = numbers[::-1] if newest_first else numbers
+    assert [item["version"] for item in first["items"] + rest["items"]] == expected
     assert rest["next_cursor"] is None

@@ -1,0 +1,200 @@
+// The history of the weights: what each version changed, how two differ, and the way back.
+
+import { Refused, call, events, heardOf, newestVersion } from "./api.js";
+import { plot } from "./charts.js";
+import { h, replace } from "./dom.js";
+import { bytes, count, moment, seconds, share, total } from "./format.js";
+import { announce, confirmed, failure } from "./notices.js";
+import * as session from "./session.js";
+
+const PAGE = 1000;
+const SHOWN = 50;
+const NAMED = 5;
+
+export function versionsView(signal) {
+  const figures = h("div", { class: "plots" });
+  const compared = h("div", { class: "compared" });
+  const rows = h("tbody", { role: "rowgroup" });
+  const foot = h("div", { class: "foot" });
+  const trouble = h("div");
+  const first = numberField("first", "From");
+  const second = numberField("second", "To");
+  let history = null;
+  let limit = SHOWN;
+
+  const compare = async (before, after) => {
+    first.querySelector("input").value = before;
+    second.querySelector("input").value = after;
+    try {
+      replace(compared, difference(await call("GET", `versions/${before}/diff/${after}`), history));
+    } catch (error) {
+      replace(compared, failure(error, () => compare(before, after)));
+    }
+  };
+  const context = { compare, trouble, reload: () => reload() };
+  const shown = () => {
+    replace(rows, history.versions.slice(0, limit).map((version) => rowOf(version, history, context)));
+    replace(
+      foot,
+      h("span", {}, count(history.versions.length, "version"), history.whole ? "" : ", the newest"),
+      history.versions.length > limit && h("button", { type: "button", onclick: () => ((limit += SHOWN), shown()) }, "Older ones"),
+    );
+  };
+  const reload = async () => {
+    try {
+      history = await read();
+      replace(trouble);
+      shown();
+      replace(figures, await plots(history));
+    } catch (error) {
+      replace(trouble, failure(error, reload));
+    }
+  };
+  for (const name of ["back", "version"]) events.addEventListener(name, reload, { signal });
+  reload();
+  const onsubmit = (event) => {
+    event.preventDefault();
+    const values = new FormData(event.currentTarget);
+    compare(values.get("first"), values.get("second"));
+  };
+  return h(
+    "div",
+    { class: "view" },
+    h("h1", { class: "hidden" }, "Versions"),
+    h("section", { class: "panel", "aria-labelledby": "plots-title" }, h("h2", { id: "plots-title" }, "Over versions"), figures),
+    h(
+      "section",
+      { class: "panel", "aria-labelledby": "diff-title" },
+      h("h2", { id: "diff-title" }, "What differs"),
+      h("form", { class: "row", onsubmit }, first, second, h("button", { type: "submit" }, "Compare")),
+      compared,
+    ),
+    h(
+      "section",
+      { class: "panel", "aria-labelledby": "timeline-title" },
+      h("h2", { id: "timeline-title" }, "Timeline"),
+      trouble,
+      h(
+        "table",
+        { class: "timeline", role: "table", "aria-labelledby": "timeline-title" },
+        h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Version", "What", "Facts", "When", ""].map(heading))),
+        rows,
+      ),
+      foot,
+    ),
+  );
+}
+
+function heading(name) {
+  return h("th", { role: "columnheader", scope: "col" }, name || h("span", { class: "hidden" }, "Actions"));
+}
+
+function numberField(name, label) {
+  return h("label", { class: "field short" }, h("span", {}, label), h("input", { name, type: "number", min: "0", step: "1", required: true, inputmode: "numeric" }));
+}
+
+/** The newest versions and facts, newest first; `whole` if there are no more versions. */
+async function read() {
+  const query = { limit: PAGE, newest_first: true };
+  const [versions, facts] = await Promise.all([call("GET", "versions", { query }), call("GET", "facts", { query })]);
+  heardOf(versions.weights_version);
+  const byId = new Map(facts.items.map((fact) => [fact.id, fact]));
+  return { versions: versions.items, byId, whole: versions.next_cursor === null, newest: versions.weights_version };
+}
+
+async function plots(history) {
+  const written = history.versions.map(({ version, births, kind }) => [version, kind === "fact" ? births.map((id) => history.byId.get(id)) : []]);
+  const measured = written.filter(([, facts]) => facts.length && facts.every(Boolean)).reverse();
+  const over = (reduce) => measured.map(([version, facts]) => [version, reduce(facts.map((fact) => fact.report))]);
+  const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+  return [
+    plot("Recall", over((reports) => mean(reports.map((each) => each.recall_after))), { show: share, ceiling: 1 }),
+    plot("Drift", over((reports) => Math.max(...reports.map((each) => each.drift))), { show: drift }),
+    plot("Bank size, columns", await sizes(history), { kind: "steps", show: (value) => value.toLocaleString("en") }),
+    plot("Write latency", over((reports) => reports.reduce((sum, each) => sum + total(each.timings), 0)), { show: seconds }),
+  ];
+}
+
+function drift(value) {
+  return value === 0 ? "0" : `${(100 * value).toPrecision(2)}%`;
+}
+
+/** Columns of all facts that each version knows. */
+async function sizes({ versions, byId }) {
+  const ascending = [...versions].reverse();
+  if (ascending.length === 0) return [];
+  let size = await sizeBefore(ascending[0].version);
+  if (size === null) return [];
+  const columns = (ids) => ids.reduce((sum, id) => sum + (byId.get(id)?.report.columns ?? 0), 0);
+  return ascending.map(({ version, births, deaths }) => {
+    size += columns(births) - columns(deaths);
+    return [version, size];
+  });
+}
+
+async function sizeBefore(version) {
+  if (version === 0) return 0;
+  try {
+    return (await call("GET", `versions/0/diff/${version - 1}`)).born.columns;
+  } catch (error) {
+    if (error instanceof Refused) return null; // older than what is kept
+    throw error;
+  }
+}
+
+function rowOf(version, history, { compare, trouble, reload }) {
+  const number = version.version;
+  const newest = number === history.newest;
+  const actions = [];
+  if (number > 0) actions.push(h("button", { type: "button", class: "quiet", onclick: () => compare(number - 1, number) }, "Diff"));
+  if (!newest && session.allows("versions:write")) actions.push(h("button", { type: "button", class: "quiet", onclick: () => activated(number, trouble, reload) }, "Make current"));
+  return h(
+    "tr",
+    { role: "row", "data-version": number, class: newest ? "current" : null },
+    h("td", { role: "cell", class: "number", "data-label": "Version" }, h("b", {}, `v${number}`), newest && h("span", { class: "tag" }, "current")),
+    h("td", { role: "cell", "data-label": "What" }, kindOf(version)),
+    h("td", { role: "cell", class: "main" }, changed("+", version.births, history), changed("−", version.deaths, history)),
+    h("td", { role: "cell", "data-label": "When" }, h("time", { datetime: version.created_at }, moment(version.created_at))),
+    h("td", { role: "cell", class: "action" }, actions),
+  );
+}
+
+function kindOf({ kind, target }) {
+  return kind === "rollback" ? `rollback to v${target}` : kind;
+}
+
+/** Facts that came or went, by what they say. */
+function changed(sign, ids, { byId }) {
+  if (ids.length === 0) return null;
+  const lines = ids.slice(0, NAMED).map((id) => h("li", {}, h("span", { class: "sign" }, `${sign} `), byId.get(id)?.fact ?? id));
+  if (ids.length > NAMED) lines.push(h("li", { class: "note" }, `${sign} ${count(ids.length - NAMED, "more", "more")}`));
+  return h("ul", { class: "changed" }, lines);
+}
+
+function difference(diff, history) {
+  const side = (title, sign, { facts, columns, bytes: size }) =>
+    h("div", {}, h("h3", {}, title), facts.length ? [h("p", { class: "note" }, `${count(facts.length, "fact")}, ${count(columns, "column")}, ${bytes(size)}`), changed(sign, facts, history)] : h("p", { class: "note" }, "nothing"));
+  const folds = [...diff.folded.map((id) => `${id} folded`), ...diff.unfolded.map((id) => `${id} unfolded`)];
+  return h(
+    "div",
+    { class: "sides", role: "status" },
+    side(`Only v${diff.after} knows`, "+", diff.born),
+    side(`Only v${diff.before} knows`, "−", diff.died),
+    folds.length > 0 && h("p", { class: "note" }, folds.join(", ")),
+  );
+}
+
+async function activated(number, trouble, reload) {
+  const seen = newestVersion();
+  const text = `A new version will know exactly what version ${number} knew. Nothing is lost: version ${seen} can be made current again.`;
+  if (!(await confirmed(`Make version ${number} current?`, text, "Make current"))) return;
+  try {
+    const made = await call("POST", `versions/${number}/activate`, { headers: { "If-Match": `"${seen}"` } });
+    announce(`Version ${made.version} knows what version ${number} knew`);
+    heardOf(made.weights_version);
+    reload();
+  } catch (error) {
+    await reload();
+    replace(trouble, failure(error, () => activated(number, trouble, reload)));
+  }
+}

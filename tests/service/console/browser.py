@@ -1,0 +1,81 @@
+"""A real browser on a real port: headless Chromium, as Debian's package `chromium` brings it, and the
+application in a thread.
+"""
+
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from service.app import create_app
+from service.host import Host
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class ChromiumMissing(Exception):
+    def __init__(self) -> None:
+        super().__init__("Chromium is not installed: apt-get install chromium, or set CHROMIUM_BIN")
+
+
+def chromium() -> Path:
+    """The browser's program. Raises ChromiumMissing."""
+    for candidate in (os.environ.get("CHROMIUM_BIN"), shutil.which("chromium")):
+        if candidate and Path(candidate).exists():
+            return Path(candidate)
+    raise ChromiumMissing
+
+
+def chromium_or_skip() -> Path:
+    """Without Chromium the test is skipped, with the reason; where REQUIRE_ALL_TESTS is set, as in CI, it
+    fails.
+    """
+    try:
+        return chromium()
+    except ChromiumMissing as error:
+        if os.environ.get("REQUIRE_ALL_TESTS"):
+            raise
+        pytest.skip(str(error))
+
+
+class LiveServer:
+    """The application of a host on a port of its own, which it keeps when it is stopped and started again."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Of the console."""
+        return f"http://127.0.0.1:{self._port}/console"
+
+    def start(self) -> None:
+        """Returns when the port is open."""
+        listening = socket.create_server(("127.0.0.1", self._port))
+        self._port = listening.getsockname()[1]
+        config = uvicorn.Config(
+            create_app(self._host), lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Every connection is closed, and new ones are refused."""
+        self._server.should_exit = True
+        self._thread.join()
