@@ -19,7 +19,7 @@ from service.ledger.api_keys import ApiKeys
 from service.metrics import Metrics
 from service.operations import Operations
 from service.replica import Replica
-from service.runtime import Runtime
+from service.runtime import Consolidator, Runtime
 from service.settings import Settings, is_loopback
 from service.storage import make_private_folder
 from service.teaching import recalled
@@ -192,12 +192,7 @@ def _assemble(
         max_pending=settings.max_pending_writes,
     )
 
-    def pause() -> None:
-        engine.pause()
-        writer.stop_if_cancelled()
-
-    runtime.consolidator.give_way(pause)
-    runtime.consolidator.tell_steps(writer.tell_step)
+    _watch_over(runtime.consolidator, engine, writer)
     operations = Operations(ledger, partial(recalled, ledger, replica), limit=settings.max_pending_operations)
     expiry = Expiry(ledger, writer, lambda: bank.version)
     housekeeping = Housekeeping([expiry.tick, operations.tick])
@@ -222,6 +217,17 @@ def _assemble(
     replica.serve(partial(engine.execute, urgent=True), lambda: _published(host))
     housekeeping.start()
     return host
+
+
+def _watch_over(consolidator: Consolidator, engine: Engine, writer: Writer) -> None:
+    """Consolidation lets steps of the engine go first, ends when it is cancelled, and tells where it is."""
+
+    def pause() -> None:
+        engine.pause()
+        writer.stop_if_cancelled()
+
+    consolidator.give_way(pause)
+    consolidator.tell_steps(writer.tell_step)
 
 
 def _published(host: Host) -> None:
