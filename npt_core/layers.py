@@ -183,6 +183,29 @@ class NPTMLP(LlamaMLP):
         g: Tensor = self.gate_proj(n)
         return g if self.plastic is None else self.plastic.gate(n, g, weights_version)
 
+    def modulation_strength(
+        self,
+        n: Tensor,
+        attn: Tensor,
+        weights_version: WeightsVersion = None,
+        modulation_scale: ModulationScale = None,
+    ) -> Tensor:
+        """The share by which modulation changes the gate of each token, `[B, T]`:
+        `|s (g * mult + add)| / |g|`, with `g` the gate before it. Arguments as for `forward`.
+
+        Raises:
+            ValueError: the layer has no adapter.
+        """
+        if self.adapter is None:
+            raise ValueError("a plain Llama layer modulates nothing")
+        g = self._gate(n, weights_version)
+        add, mult = self.adapter(attn)
+        scaled = Modulation(_scaled(add, modulation_scale), _scaled(mult, modulation_scale))
+        change = scaled.change(g)
+        size = g.to(change.dtype).norm(dim=-1).clamp(min=torch.finfo(change.dtype).tiny)
+        strength: Tensor = change.norm(dim=-1) / size
+        return strength
+
     @torch.no_grad()
     def rank_one(self, n: Tensor, attn: Tensor, alpha: float, part: ModulationType = "both") -> RankOne:
         """The modulation of one token, or one `part` of it, as an update of `gate_proj`.

@@ -17,7 +17,15 @@ from transformers import AutoTokenizer
 from npt_core.bank import Bank
 from npt_core.checkpoint import CheckpointError, resolve_folder
 from npt_core.config import resolve_layers
-from npt_core.consolidation import Calibration, Consolidator, FoldWriter, PlasticityConfig, calibrate
+from npt_core.consolidation import (
+    Calibration,
+    Consolidator,
+    FoldWriter,
+    PlasticityConfig,
+    calibrate,
+    modulates,
+    modulation_strengths,
+)
 from npt_core.consolidation.calibration import CONFIG_FILE, TENSOR_FILE
 from npt_core.consolidation.states import private_copy
 from npt_core.convert import load_model
@@ -74,6 +82,20 @@ class Runtime:
         `runner_for` has it. Raises `engine.UnsupportedModel`.
         """
         return runner_for(self.model, num_pages)
+
+    @property
+    def modulates(self) -> bool:
+        """Whether attention modulates any layer."""
+        return modulates(self.model)
+
+    def modulation_strengths(
+        self, ids: Sequence[int], weights_version: int, modulation_scale: float | None
+    ) -> list[float]:
+        """How much modulation changes each token; see `npt_core.consolidation.strength`. Called where the
+        consolidator computes: it takes the same private copy of the model.
+        """
+        model = self.consolidator.model
+        return modulation_strengths(model, self.bank.layers, ids, weights_version, modulation_scale)
 
     @property
     def max_positions(self) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -10,14 +10,16 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from npt_core.engine import FinishReason, TokenEvent
+from npt_core.engine import EngineError, FinishReason, TokenEvent
 from service import problems
 from service.generation import End, Piece, Running
+from service.modulation import Measure
 from service.request_errors import FailedGeneration
 from service.schemas.generate import (
     Choice,
     GenerateOut,
     Likely,
+    Modulation,
     StreamEventName,
     Timings,
     TokenChunk,
@@ -36,6 +38,7 @@ UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 @dataclass(slots=True)
 class _Sequence:
     text: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     tokens: list[TokenOut] = field(default_factory=list)
     reason: FinishReason | None = None
 
@@ -46,7 +49,6 @@ class Answer:
     def __init__(self, running: Running) -> None:
         self._running = running
         self._sequences = [_Sequence() for _ in range(running.n)]
-        self._completion_tokens = 0
         self._first_token: float | None = None
 
     def add(self, piece: Piece | End) -> None:
@@ -60,7 +62,7 @@ class Answer:
         sequence.text.append(piece.text)
         if piece.token is not None:
             self._first_token = self._first_token or time.monotonic()
-            self._completion_tokens += 1
+            sequence.ids.append(piece.token.token_id)
             sequence.tokens += self.logprobs(piece.token) or []
 
     def logprobs(self, token: TokenEvent) -> list[TokenOut] | None:
@@ -70,7 +72,12 @@ class Answer:
         top = [self._likely(entry.token_id, entry.logprob) for entry in token.top_logprobs]
         return [TokenOut(**self._likely(token.token_id, token.logprob).model_dump(), top=top)]
 
-    def result(self) -> GenerateOut:
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Of the first sequence."""
+        return self._sequences[0].ids
+
+    def result(self, modulation: Modulation | None = None) -> GenerateOut:
         """The whole answer, once every sequence has ended."""
         choices = [self._choice(index) for index in range(len(self._sequences))]
         first = choices[0]
@@ -80,12 +87,13 @@ class Answer:
             finish_reason=first.finish_reason,
             usage=Usage(
                 prompt_tokens=len(self._running.prompt_ids),
-                completion_tokens=self._completion_tokens,
+                completion_tokens=sum(len(sequence.ids) for sequence in self._sequences),
             ),
             weights_version=self._running.weights_version,
             timings=self._timings(),
             logprobs=first.logprobs,
             choices=choices if len(choices) > 1 else None,
+            modulation=modulation,
         )
 
     def _choice(self, index: int) -> Choice:
@@ -114,12 +122,16 @@ def _ms_since(start: float, moment: float | None) -> float | None:
     return None if moment is None else round((moment - start) * 1000, 3)
 
 
-async def whole(running: Running) -> GenerateOut:
-    """The answer when it is complete."""
+async def whole(running: Running, measure: Measure | None = None) -> GenerateOut:
+    """The answer when it is complete, with what `measure` tells of it."""
     answer = Answer(running)
     async for piece in running.pieces():
         answer.add(piece)
-    return answer.result()
+    return await _finished(answer, measure)
+
+
+async def _finished(answer: Answer, measure: Measure | None) -> GenerateOut:
+    return answer.result(None if measure is None else await measure(answer.token_ids))
 
 
 class StreamedAnswer(EventSourceResponse):
@@ -128,8 +140,8 @@ class StreamedAnswer(EventSourceResponse):
     However the response ends, the engine stops working on it.
     """
 
-    def __init__(self, running: Running, headers: dict[str, str]) -> None:
-        super().__init__(kept_alive(_events(running)), headers={**headers, **UNBUFFERED})
+    def __init__(self, running: Running, headers: dict[str, str], measure: Measure | None = None) -> None:
+        super().__init__(kept_alive(_events(running, measure)), headers={**headers, **UNBUFFERED})
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,7 +151,7 @@ class StreamedAnswer(EventSourceResponse):
             self._running.stream.cancel()
 
 
-async def _events(running: Running) -> AsyncIterator[bytes]:
+async def _events(running: Running, measure: Measure | None) -> AsyncIterator[bytes]:
     answer = Answer(running)
     try:
         async for piece in running.pieces():
@@ -147,8 +159,8 @@ async def _events(running: Running) -> AsyncIterator[bytes]:
             chunk = _chunk(answer, piece)
             if chunk is not None:
                 yield _event("token", chunk)
-        yield _event("done", answer.result())
-    except FailedGeneration as error:
+        yield _event("done", await _finished(answer, measure))
+    except (FailedGeneration, EngineError) as error:
         yield _event("error", problems.problem_of(error))
 
 

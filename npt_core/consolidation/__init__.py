@@ -13,6 +13,7 @@ from npt_core.consolidation.folding import FoldBars, FoldRefused, FoldReport, Fo
 from npt_core.consolidation.probes import bare, words
 from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
 from npt_core.consolidation.steps import Step
+from npt_core.consolidation.strength import modulates, modulation_strengths
 
 __all__ = [
     "Calibration",
@@ -34,5 +35,7 @@ __all__ = [
     "WriteRequest",
     "bare",
     "calibrate",
+    "modulates",
+    "modulation_strengths",
     "words",
 ]

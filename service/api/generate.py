@@ -10,6 +10,7 @@ from service.disconnect import ended_with_its_client
 from service.generation import Asked, admit
 from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
+from service.modulation import check_modulation, measuring
 from service.schemas.generate import GenerateIn, GenerateOut, TokenChunk
 from service.schemas.problem import Problem
 
@@ -49,6 +50,8 @@ async def generate(
 ) -> GenerateOut | StreamedAnswer:
     """The prompt is answered at one weights version from its first token to its last, whatever is
     written meanwhile: the newest, or the one it names."""
+    if asked.modulation:
+        check_modulation(host)
     running = await admit(
         host,
         Asked(
@@ -61,8 +64,9 @@ async def generate(
         ),
     )
     headers = {HEADER: str(running.weights_version)}
+    measure = measuring(host, running, asked.modulation_scale) if asked.modulation else None
     if asked.stream:
-        return StreamedAnswer(running, headers)
+        return StreamedAnswer(running, headers, measure)
     response.headers.update(headers)
     async with ended_with_its_client(request, running.stream.cancel):
-        return await whole(running)
+        return await whole(running, measure)

@@ -38,6 +38,11 @@ class GenerateIn(In):
         None, ge=0, le=MAX_LOGPROBS, description="likeliest tokens to report beside each token"
     )
     stream: bool = Field(False, description="answer with server-sent events")
+    modulation: bool = Field(
+        False,
+        description="tell how much dynamic modulation changed each token, at the cost of one more pass over "
+        "prompt and answer; for one sequence, and a model with adapters",
+    )
     weights_version: int | None = Field(None, ge=0, lt=2**63, description="answer as this version")
     min_weights_version: int | None = Field(
         None, ge=0, lt=2**63, description="wait, for a while, until this version is published"
@@ -55,6 +60,12 @@ class GenerateIn(In):
         pinned, least = self.weights_version, self.min_weights_version
         if pinned is not None and least is not None and pinned < least:
             raise ValueError("weights_version must not be below min_weights_version")
+        return self
+
+    @model_validator(mode="after")
+    def _one_is_measured(self) -> "GenerateIn":
+        if self.modulation and self.n > 1:
+            raise ValueError("modulation is told of one sequence: n must be 1")
         return self
 
     def sampling(self) -> SamplingParams:
@@ -109,6 +120,24 @@ class Choice(Out):
     logprobs: list[TokenOut] | None = None
 
 
+class TouchedToken(Out):
+    """A token, and how much attention changed what the MLPs make of it."""
+
+    token: str
+    token_id: int
+    strength: float = Field(
+        description="mean over the layers with an adapter of |s (g * mult + add)| / |g|: by which share of "
+        "itself modulation changed the gate g; 0 where modulation_scale s is 0"
+    )
+
+
+class Modulation(Out):
+    """Dynamic modulation, token by token."""
+
+    prompt: list[TouchedToken] = Field(description="with the context, as the model read it")
+    completion: list[TouchedToken]
+
+
 class GenerateOut(Out):
     """The answer; with `n` above 1, `choices` holds all and `text` is the first."""
 
@@ -120,6 +149,7 @@ class GenerateOut(Out):
     timings: Timings
     logprobs: list[TokenOut] | None = None
     choices: list[Choice] | None = None
+    modulation: Modulation | None = None
 
 
 class TokenChunk(Out):

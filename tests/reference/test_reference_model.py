@@ -181,6 +181,15 @@ def test_the_callers_questions_are_used(runtime: Runtime, bank: Bank, ask: Ask) 
     assert ask([question.question]) == ["szohod"]
 
 
+def test_modulation_is_told_token_by_token(runtime: Runtime, bank: Bank) -> None:
+    ids = runtime.template.encode("Who is the CEO of TechCorp?")
+    found = runtime.modulation_strengths(ids, 0, None)
+    assert runtime.modulates
+    assert len(found) == len(ids)
+    assert min(found) > 0.0
+    assert runtime.modulation_strengths(ids, 0, 0.0) == [0.0] * len(ids)
+
+
 def test_a_ridge_update_is_made_of_factors(runtime: Runtime, bank: Bank, ask: Ask) -> None:
     fact = ACCEPTANCE[0]
     lenient = with_parameters(runtime, min_locality=0.8)

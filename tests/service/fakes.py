@@ -263,6 +263,14 @@ class FakeRuntime:
     bank_file: Path | None = None
     fingerprint: str = "f" * 64
     num_layers: int = 2
+    modulates: bool = True
+
+    def modulation_strengths(
+        self, ids: Sequence[int], weights_version: int, modulation_scale: float | None, /
+    ) -> list[float]:
+        """Capital letters are touched, by more at each version."""
+        scale = 1.0 if modulation_scale is None else modulation_scale
+        return [scale * (1 + weights_version) * (0.5 if chr(id_).isupper() else 0.01) for id_ in ids]
 
     def runner(self, _num_pages: int | None, /) -> FakeModel:
         return self.model

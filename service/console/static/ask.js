@@ -1,10 +1,13 @@
-// One prompt at two weights versions, side by side, and which stored fact answered.
+// One prompt at two weights versions, side by side: what they say, which stored fact answered, and which tokens
+// dynamic modulation touched most.
 
 import { Refused, call, events, newestVersion } from "./api.js";
 import { h, replace } from "./dom.js";
 import { count } from "./format.js";
 import { failure, notice } from "./notices.js";
 import * as session from "./session.js";
+
+const TOP = 3;
 
 export function askView(signal) {
   const sides = [sideOf("left", "Version", () => Math.max(newestVersion() - 1, 0)), sideOf("right", "And version", newestVersion)];
@@ -61,15 +64,61 @@ function sideOf(name, label, usual) {
 }
 
 async function answered({ prompt, context }, version) {
-  const body = { prompt, weights_version: version };
+  const body = { prompt, weights_version: version, modulation: true };
   if (context.trim()) body.context = [context];
-  const [answer, source] = await Promise.all([call("POST", "generate", { body }), sourceOf(prompt, version)]);
+  const [answer, source] = await Promise.all([generated(body), sourceOf(prompt, version)]);
   return [
     h("h2", {}, `Version ${answer.weights_version}`),
     h("p", { class: "said" }, answer.text.trim() || "(nothing)"),
     source,
+    answer.modulation && heat(answer.modulation),
     h("p", { class: "note" }, `${count(answer.usage.completion_tokens, "token")} in ${Math.round(answer.timings.total_ms)} ms, ended by ${answer.finish_reason}`),
   ];
+}
+
+/** The answer, without what its model cannot tell. */
+async function generated(body) {
+  try {
+    return await call("POST", "generate", { body });
+  } catch (error) {
+    if (!(error instanceof Refused) || error.problem.errors?.[0].field !== "modulation") throw error;
+    return call("POST", "generate", { body: { ...body, modulation: false } });
+  }
+}
+
+/** Prompt and answer, each token the darker the more attention changed what the MLPs make of it. */
+function heat({ prompt, completion }) {
+  const strengths = [...prompt, ...completion].map((each) => each.strength);
+  const [least, most] = [Math.min(...strengths), Math.max(...strengths)];
+  const strip = (name, tokens) =>
+    tokens.length > 0 && h("p", { class: "tokens" }, h("span", { class: "note" }, name), tokens.map((each) => tokenOf(each, (each.strength - least) / (most - least || 1))));
+  const top = [...prompt, ...completion].sort((a, b) => b.strength - a.strength).slice(0, TOP);
+  return h(
+    "div",
+    { class: "heat" },
+    h(
+      "p",
+      { class: "note legend" },
+      "Modulated least ",
+      least.toFixed(2),
+      h("span", { class: "ramp", "aria-hidden": "true" }),
+      most.toFixed(2),
+      " most: ",
+      top.map((each, index) => [index > 0 && ", ", h("b", {}, readable(each.token).trim()), ` ${each.strength.toFixed(2)}`]),
+    ),
+    strip("Prompt", prompt),
+    strip("Answer", completion),
+  );
+}
+
+function tokenOf({ token, strength }, share) {
+  return h("span", { class: "token", title: strength.toFixed(3), vars: { "--heat": `${Math.round(share * 100)}%` } }, readable(token));
+}
+
+/** What has no shape of its own gets one. */
+function readable(token) {
+  if (token === "") return "⟨⟩";
+  return token.replaceAll("\n", "↵");
 }
 
 /** Which stored fact answers, with the numbers that decide it. */

@@ -19,7 +19,7 @@ const STEPS = [
 const ENDED_AT = {
   "npt:fact-unreadable": "study",
   "npt:fact-not-recalled": "verify",
-  "npt:fact-contradicts": "publish",
+  "npt:fact-conflict": "publish",
 };
 const ADVICE = {
   "npt:fact-unreadable":

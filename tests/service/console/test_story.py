@@ -85,6 +85,11 @@ def test_story_of_a_fact(host: Host, page: Page) -> None:
     expect(left.locator(".said")).to_have_text("I don't know.")
     expect(right.locator(".said")).to_have_text("Dr. Sarah Chen.")
     expect(right.locator(".source")).to_contain_text(f"From the stored fact {FACT}")
+    expect(right.locator(".tokens").first).to_have_text(f"Prompt{QUESTION}")
+    expect(right.locator(".tokens").last).to_have_text("Answer Dr. Sarah Chen.")
+    expect(right.locator(".legend")).to_contain_text("most: W 1.00")
+    strongest = right.locator(".token").filter(has_text="W")
+    assert strongest.evaluate("token => token.style.getPropertyValue('--heat')") == "100%"
     expect(left.locator(".source")).to_contain_text("no facts")
 
     show(page, "Facts")
