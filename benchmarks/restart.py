@@ -7,12 +7,10 @@ status is 1. With `--data` the folder is kept, and used again.
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -27,6 +25,7 @@ from service.host import BLOB_FOLDER, LEDGER_FILE
 from service.ledger import Change, Fact, Ledger, VersionKind, now, sqlite_url
 from service.storage import make_private_folder
 from service.weights_codec import encode
+from tools.serving import serving
 
 COLUMNS = 9
 TAUGHT = {
@@ -114,29 +113,6 @@ def starts(data: Path, model: str, times: int, how: str) -> list[list[str]]:
                 said.append(asked(client))
     print(f"{how}: ready after {', '.join(f'{each:.1f}' for each in seconds)} s")
     return said
-
-
-@contextmanager
-def serving(data: Path, model: str) -> Iterator[str]:
-    """A server of its own, once it is ready."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--model", model, "--port", "0"]
-    with subprocess.Popen([*command, "--data", str(data)], stderr=subprocess.PIPE, text=True) as process:
-        if process.stderr is None:
-            raise RuntimeError("no standard error")
-        url = None
-        for line in process.stderr:
-            if "Uvicorn running on" in line:
-                url = line.split("running on ")[1].split()[0]
-                break
-        if url is None:
-            raise RuntimeError("the server did not start")
-        while httpx2.get(f"{url}/readyz").status_code != 200:
-            time.sleep(0.05)
-        try:
-            yield url
-        finally:
-            process.terminate()
-            process.stderr.read()
 
 
 if __name__ == "__main__":

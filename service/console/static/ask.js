@@ -104,7 +104,7 @@ function heat({ prompt, completion }) {
       h("span", { class: "ramp", "aria-hidden": "true" }),
       most.toFixed(2),
       " most: ",
-      top.map((each, index) => [index > 0 && ", ", h("b", {}, readable(each.token).trim()), ` ${each.strength.toFixed(2)}`]),
+      top.map((each, index) => [index > 0 && ", ", h("b", {}, `“${readable(each.token).trim()}”`), ` ${each.strength.toFixed(2)}`]),
     ),
     strip("Prompt", prompt),
     strip("Answer", completion),

@@ -2,41 +2,39 @@
 
 import { h, s } from "./dom.js";
 
-const WIDTH = 320;
+const WIDTH = 256;
 const HEIGHT = 96;
-const LEFT = 44;
+const LEFT = 40;
 const RIGHT = 8;
 const TOP = 8;
 const BOTTOM = 18;
 
 /**
  * A figure with `points` `[[version, value], ...]`, ascending. `kind` is "dots", or "steps" for what holds until
- * the next point; `show` writes a value.
+ * the next point; `show` writes a value; the axis ends at `ceiling`, or at a round number of at least `least`.
  */
-export function plot(title, points, { kind = "dots", show = String, floor = 0, ceiling = null } = {}) {
+export function plot(title, points, { kind = "dots", show = String, ceiling = null, least = 0 } = {}) {
   const last = points.length ? show(points[points.length - 1][1]) : "–";
   return h(
     "figure",
     { class: "plot" },
     h("figcaption", {}, h("span", {}, title), h("span", { class: "last" }, last)),
-    points.length ? drawn(title, points, kind, show, floor, ceiling) : h("p", { class: "empty" }, "Nothing to plot yet."),
+    points.length ? drawn(title, points, kind, show, ceiling ?? rounded(Math.max(least, ...points.map(([, value]) => value)))) : h("p", { class: "empty" }, "Nothing to plot yet."),
   );
 }
 
-function drawn(title, points, kind, show, floor, ceiling) {
+function drawn(title, points, kind, show, top) {
   const versions = points.map(([version]) => version);
   const first = versions[0];
   const span = Math.max(versions[versions.length - 1] - first, 1);
-  const top = ceiling ?? rounded(Math.max(...points.map(([, value]) => value), floor));
-  const height = top - floor || 1;
   const x = (version) => LEFT + ((version - first) / span) * (WIDTH - LEFT - RIGHT);
-  const y = (value) => HEIGHT - BOTTOM - ((value - floor) / height) * (HEIGHT - TOP - BOTTOM);
+  const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - TOP - BOTTOM);
   const path = points.map(([version, value], index) => segment(index, kind, x(version), y(value))).join("");
   const summary = `${title}: ${points.length} points, from version ${first} to ${versions[versions.length - 1]}, last ${show(points[points.length - 1][1])}`;
   return s(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": summary },
-    [floor, top].map((value) => [
+    [0, top].map((value) => [
       s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
       s("text", { class: "y", x: LEFT - 6, y: y(value) + 3.5 }, show(value)),
     ]),

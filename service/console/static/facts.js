@@ -108,8 +108,8 @@ function rowOf(fact, context) {
     h("td", { role: "cell", class: "main" }, open, fact.folded && tag("folded"), !known && tag(`gone since v${fact.died}`)),
     cell("Recall", share(fact.report.recall_after), "number"),
     cell("Source", sourceOf(fact)),
-    cell("Who", fact.actor),
-    h("td", { role: "cell", "data-label": "When" }, h("time", { datetime: fact.created_at }, moment(fact.created_at)), ` v${fact.born}`),
+    cell("Who", whoIs(fact.actor)),
+    h("td", { role: "cell", "data-label": "When" }, h("time", { datetime: fact.created_at }, moment(fact.created_at)), h("span", { class: "note" }, ` v${fact.born}`)),
     h("td", { role: "cell", class: "action" }, retract),
   );
   return [row, detail];
@@ -121,6 +121,12 @@ function cell(label, text, kind) {
 
 function tag(text) {
   return h("span", { class: "tag" }, text);
+}
+
+/** Of other keys only the id is known. */
+function whoIs(actor) {
+  const me = session.who();
+  return me.name !== null && actor === me.id ? `${me.name} (you)` : actor;
 }
 
 function sourceOf(fact) {

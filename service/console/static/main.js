@@ -30,18 +30,18 @@ function current() {
 
 function draw() {
   const id = current();
-  replace(
-    document.getElementById("views"),
-    allowedViews().map(([each, view]) => h("a", { href: `#/${each}`, "aria-current": each === id ? "page" : null }, view.name)),
-  );
-  drawWho();
+  drawBar();
   left.abort();
   left = new AbortController();
   document.title = id ? `${VIEWS[id].name} · NPT console` : "NPT console";
   replace(main, id ? VIEWS[id].open(left.signal) : h("p", { class: "empty" }, "Your API key opens nothing that the console shows."));
 }
 
-function drawWho() {
+/** What is around the view, which stays as it is when another key is shown. */
+function drawBar() {
+  const id = current();
+  const links = allowedViews().map(([each, view]) => h("a", { href: `#/${each}`, "aria-current": each === id ? "page" : null }, view.name));
+  replace(document.getElementById("views"), links);
   const place = document.getElementById("who");
   const known = session.who();
   if (known === null) replace(place, h("button", { type: "button", class: "quiet", onclick: begin }, "Sign in"));
@@ -63,7 +63,7 @@ async function begin() {
     heardOf(answer.weights_version);
     draw();
   } catch (error) {
-    drawWho();
+    drawBar();
     const note = error instanceof NotSignedIn ? "This server asks for an API key." : null;
     replace(main, failure(error, begin, error instanceof NotSignedIn ? "Sign in" : "Try again"), note && h("p", { class: "empty" }, note));
   }
@@ -94,7 +94,7 @@ events.addEventListener("back", () => {
   tellConnection(false);
   if (session.who() === null) begin();
 });
-document.addEventListener("identity", drawWho);
+document.addEventListener("identity", drawBar);
 addEventListener("hashchange", () => location.hash.startsWith("#/") && draw());
 addEventListener("offline", () => back());
 setInterval(listen, LISTEN_MS);

@@ -3,7 +3,7 @@
 import { Refused, Unreachable, back, call, heardOf, pause } from "./api.js";
 import { h, replace } from "./dom.js";
 import { bytes, count, seconds, share, total } from "./format.js";
-import { announce, failure, measured, notice } from "./notices.js";
+import { failure, measured, notice } from "./notices.js";
 import * as session from "./session.js";
 
 const POLL_MS = 200;
@@ -194,7 +194,6 @@ function told(operation, progress, form, outcome, fact) {
 function accepted(result, form, fact) {
   session.keepDraft("key", null);
   heardOf(result.weights_version);
-  announce(`Known from version ${result.weights_version}`);
   if (form.elements.fact.value.trim() !== fact.trim()) return; // already the next one
   form.reset();
   session.keepDraft("fact", null);
@@ -217,10 +216,27 @@ function success(result) {
 function refusal(problem, form) {
   const edit = h("button", { type: "button", onclick: () => form.elements.fact.focus() }, "Change the wording");
   const ask = h("button", { type: "button", onclick: () => opened(form) }, "Add a question");
+  if (problem.conflicts) return contradiction(problem, form, edit);
   return notice("refused", problem.title, {
     text: ADVICE[problem.type] ?? problem.detail,
     more: problem.report && measured(problem.report),
     actions: problem.type in ADVICE ? [edit, ask] : [edit],
+  });
+}
+
+function contradiction(problem, form, edit) {
+  const lines = problem.conflicts.map((id) => h("li", {}, id));
+  problem.conflicts.forEach((id, index) =>
+    call("GET", `facts/${id}`).then(({ fact }) => replace(lines[index], `“${fact}”`), () => {}),
+  );
+  const over = () => {
+    form.elements.on_conflict.value = "supersede";
+    form.requestSubmit();
+  };
+  return notice("refused", problem.title, {
+    text: "Stored already:",
+    more: h("ul", {}, lines),
+    actions: [h("button", { type: "button", onclick: over }, "Replace what is stored"), edit],
   });
 }
 
@@ -249,10 +265,7 @@ function stepsOf(fact) {
       if (index === at && now === "now") item.setAttribute("aria-current", "step");
       else item.removeAttribute("aria-current");
     });
-  const end = () => {
-    cancel.remove();
-    line.remove();
-  };
+  const end = () => element.querySelector(".state-row")?.remove();
   mark(0, "todo");
   return {
     fact,
@@ -278,7 +291,8 @@ function stepsOf(fact) {
       mark(STEPS.length, "now");
       STEPS.forEach(([id], index) => {
         const took = report.timings?.[id];
-        if (took !== undefined) replace(items[index].querySelector(".took"), seconds(took));
+        const both = id === "write" ? " with the leak check" : "";
+        if (took !== undefined) replace(items[index].querySelector(".took"), seconds(took) + both);
       });
     },
   };

@@ -109,14 +109,14 @@ async function plots(history) {
   const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
   return [
     plot("Recall", over((reports) => mean(reports.map((each) => each.recall_after))), { show: share, ceiling: 1 }),
-    plot("Drift", over((reports) => Math.max(...reports.map((each) => each.drift))), { show: drift }),
+    plot("Drift", over((reports) => Math.max(...reports.map((each) => each.drift))), { show: drift, least: 0.01 }),
     plot("Bank size, columns", await sizes(history), { kind: "steps", show: (value) => value.toLocaleString("en") }),
     plot("Write latency", over((reports) => reports.reduce((sum, each) => sum + total(each.timings), 0)), { show: seconds }),
   ];
 }
 
 function drift(value) {
-  return value === 0 ? "0" : `${(100 * value).toPrecision(2)}%`;
+  return `${+(100 * value).toFixed(2)}%`;
 }
 
 /** Columns of all facts that each version knows. */

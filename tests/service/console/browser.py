@@ -1,9 +1,6 @@
-"""A real browser on a real port: headless Chromium, as Debian's package `chromium` brings it, and the
-application in a thread.
-"""
+"""A real browser, and the application on a real port."""
 
 import os
-import shutil
 import socket
 import threading
 from pathlib import Path
@@ -13,30 +10,7 @@ import uvicorn
 
 from service.app import create_app
 from service.host import Host
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-class ChromiumMissing(Exception):
-    def __init__(self) -> None:
-        super().__init__("Chromium is not installed: apt-get install chromium, or set CHROMIUM_BIN")
-
-
-def chromium() -> Path:
-    """The browser's program. Raises ChromiumMissing."""
-    for candidate in (os.environ.get("CHROMIUM_BIN"), shutil.which("chromium")):
-        if candidate and Path(candidate).exists():
-            return Path(candidate)
-    raise ChromiumMissing
+from tools.chromium import ChromiumMissing, chromium
 
 
 def chromium_or_skip() -> Path:

@@ -4,7 +4,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from service.host import Host
-from tests.service.console.browser import FLAGS, LiveServer, chromium_or_skip
+from tests.service.console.browser import LiveServer, chromium_or_skip
+from tools.chromium import FLAGS
 
 OpenPage = Callable[..., Page]
 

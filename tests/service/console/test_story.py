@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from service import access
 from service.host import Host
 from service.ledger.api_keys import ApiKeys, Scope
 from tests.service.conftest import fake
@@ -24,8 +25,8 @@ expect.set_options(timeout=30_000)
 def key_for(host: Host) -> KeyFor:
     """A new key's secret."""
 
-    def make(*scopes: Scope) -> str:
-        _, secret = ApiKeys(host.ledger).create("newsroom", scopes, "test")
+    def make(*scopes: Scope, expires_at: str | None = None) -> str:
+        _, secret = ApiKeys(host.ledger).create("newsroom", scopes, "test", expires_at=expires_at)
         host.access.refresh()
         return secret
 
@@ -87,7 +88,7 @@ def test_story_of_a_fact(host: Host, page: Page) -> None:
     expect(right.locator(".source")).to_contain_text(f"From the stored fact {FACT}")
     expect(right.locator(".tokens").first).to_have_text(f"Prompt{QUESTION}")
     expect(right.locator(".tokens").last).to_have_text("Answer Dr. Sarah Chen.")
-    expect(right.locator(".legend")).to_contain_text("most: W 1.00")
+    expect(right.locator(".legend")).to_contain_text("most: “W” 1.00")
     strongest = right.locator(".token").filter(has_text="W")
     assert strongest.evaluate("token => token.style.getPropertyValue('--heat')") == "100%"
     expect(left.locator(".source")).to_contain_text("no facts")
@@ -139,6 +140,21 @@ def test_refused_fact_is_explained_and_kept(host: Host, page: Page) -> None:
     assert host.version == 1
 
 
+def test_contradiction_names_what_is_stored_and_can_replace_it(host: Host, page: Page) -> None:
+    teach(page, "The CEO of TechCorp is Maria Lopez.")
+    expect(row_of(page, "Maria Lopez")).to_be_visible()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("If a stored fact says otherwise").select_option("refuse the new one")
+    teach(page)
+    refusal = page.get_by_role("alert")
+    expect(refusal.get_by_role("listitem")).to_have_text("“The CEO of TechCorp is Maria Lopez.”")
+    assert host.version == 1
+    refusal.get_by_role("button", name="Replace what is stored").click()
+    expect(page.get_by_text("It replaces 1 fact that said otherwise.")).to_be_visible()
+    expect(row_of(page)).to_be_visible()
+    expect(row_of(page, "Maria Lopez")).to_have_count(0)
+
+
 def test_field_that_does_not_fit_is_named(page: Page) -> None:
     page.get_by_label("Fact", exact=True).evaluate("field => { field.value = 'a\\u0001b' }")
     page.get_by_role("button", name="Teach").click()
@@ -154,23 +170,27 @@ def test_write_can_be_cancelled(host: Host, page: Page) -> None:
     assert host.version == 0
 
 
-def test_key_that_was_revoked_is_asked_for_and_nothing_is_lost(
-    host: Host, open_page: OpenPage, key_for: KeyFor
+@pytest.mark.parametrize("end", ["expired", "revoked"])
+def test_key_that_ended_is_asked_for_and_nothing_is_lost(
+    host: Host, open_page: OpenPage, key_for: KeyFor, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    first = key_for(Scope.ADMIN)
+    first = key_for(Scope.ADMIN, expires_at="2100-01-01T00:00:00.000Z")
     page = open_page()
     page.get_by_label("API key", exact=True).fill("npt_wrong")
     page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_contain_text("does not accept this key")
     sign_in(page, first)
     expect(page.get_by_text("No facts yet.")).to_be_visible()
-    revoke_all(host)
+    if end == "revoked":
+        revoke_all(host)
+    else:
+        monkeypatch.setattr(access, "now", lambda: "2100-01-01T00:00:00.000Z")
     second = key_for(Scope.ADMIN)
     teach(page)
     expect(page.get_by_role("dialog")).to_contain_text("Your API key is not valid any more")
     expect(page.get_by_label("Fact", exact=True)).to_have_value(FACT)
     sign_in(page, second)
-    expect(row_of(page)).to_contain_text("key_")
+    expect(row_of(page)).to_contain_text("newsroom (you)")
     assert page.evaluate("localStorage.length") == 0
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("dialog")).to_contain_text("Sign in")

@@ -13,12 +13,6 @@ from tests.service.conftest import client_of
 ELSEWHERE = re.compile(r"""(?:src|href|url\(|from|import)\s*[=(]?\s*["']?(?:https?:)?//""")
 
 
-@pytest.fixture
-async def client(host: Host):
-    async with client_of(host) as connected:
-        yield connected
-
-
 async def test_page_needs_no_key_and_may_load_nothing_from_elsewhere(host: Host) -> None:
     ApiKeys(host.ledger).create("test", [Scope.ADMIN], "test")
     host.access.refresh()
