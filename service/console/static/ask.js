@@ -37,7 +37,7 @@ export function askView(signal) {
 }
 
 function sideOf(name, label, usual) {
-  const input = h("input", { name, type: "number", min: "0", step: "1", inputmode: "numeric" });
+  const input = h("input", { name, type: "number", min: "0", step: "1", required: true, inputmode: "numeric" });
   const element = h("section", { class: "panel answer", "aria-label": `Answer of the ${name} version` }, h("p", { class: "empty" }, "No answer yet."));
   let touched = false;
   input.addEventListener("input", () => {

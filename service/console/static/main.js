@@ -45,7 +45,7 @@ function drawBar() {
   const place = document.getElementById("who");
   const known = session.who();
   if (known === null) replace(place, h("button", { type: "button", class: "quiet", onclick: begin }, "Sign in"));
-  else if (session.key() === null) replace(place, h("span", { class: "muted" }, "no keys needed"));
+  else if (known.name === null) replace(place, h("span", { class: "muted" }, "no keys needed"));
   else replace(place, h("span", { class: "muted", title: known.scopes.join(", ") }, known.name), h("button", { type: "button", class: "quiet", onclick: signOut }, "Sign out"));
 }
 
@@ -95,7 +95,11 @@ events.addEventListener("back", () => {
   if (session.who() === null) begin();
 });
 document.addEventListener("identity", drawBar);
-addEventListener("hashchange", () => location.hash.startsWith("#/") && draw());
+addEventListener("hashchange", () => {
+  if (!location.hash.startsWith("#/")) return;
+  draw();
+  main.focus({ preventScroll: true }); // the link that had it was drawn anew
+});
 addEventListener("offline", () => back());
 setInterval(listen, LISTEN_MS);
 begin();

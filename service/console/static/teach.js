@@ -141,6 +141,7 @@ async function follow(form, outcome, written, fact, begin) {
     if (ended.state === "succeeded" && !ended.result.dry_run) written();
   } catch (error) {
     session.keepDraft("operation", null);
+    if (error instanceof Refused && error.status === 404) return replace(outcome); // told long ago, and forgotten
     replace(outcome, failure(error, () => form.requestSubmit(), "Send it again"));
   } finally {
     button.disabled = false;

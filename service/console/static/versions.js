@@ -1,6 +1,6 @@
 // The history of the weights: what each version changed, how two differ, and the way back.
 
-import { Refused, call, events, heardOf, newestVersion } from "./api.js";
+import { call, events, heardOf, newestVersion } from "./api.js";
 import { plot } from "./charts.js";
 import { h, replace } from "./dom.js";
 import { bytes, count, moment, seconds, share, total } from "./format.js";
@@ -110,7 +110,7 @@ async function plots(history) {
   return [
     plot("Recall", over((reports) => mean(reports.map((each) => each.recall_after))), { show: share, ceiling: 1 }),
     plot("Drift", over((reports) => Math.max(...reports.map((each) => each.drift))), { show: drift, least: 0.01 }),
-    plot("Bank size, columns", await sizes(history), { kind: "steps", show: (value) => value.toLocaleString("en") }),
+    await growth(history),
     plot("Write latency", over((reports) => reports.reduce((sum, each) => sum + total(each.timings), 0)), { show: seconds }),
   ];
 }
@@ -119,27 +119,20 @@ function drift(value) {
   return `${+(100 * value).toFixed(2)}%`;
 }
 
-/** Columns of all facts that each version knows. */
-async function sizes({ versions, byId }) {
-  const ascending = [...versions].reverse();
-  if (ascending.length === 0) return [];
-  let size = await sizeBefore(ascending[0].version);
-  if (size === null) return [];
-  const columns = (ids) => ids.reduce((sum, id) => sum + (byId.get(id)?.report.columns ?? 0), 0);
-  return ascending.map(({ version, births, deaths }) => {
-    size += columns(births) - columns(deaths);
+/** How the bank grew: in columns, or in facts where not all of them are at hand. */
+async function growth(history) {
+  const ascending = [...history.versions].reverse();
+  const ids = ascending.flatMap(({ births, deaths }) => [...births, ...deaths]);
+  const measured = history.whole && ids.every((id) => history.byId.has(id));
+  const weight = measured ? (id) => history.byId.get(id).report.columns ?? 0 : () => 1;
+  let size = history.whole ? 0 : (await call("GET", `versions/${ascending[0].version - 1}`)).facts;
+  const points = ascending.map(({ version, births, deaths }) => {
+    for (const id of births) size += weight(id);
+    for (const id of deaths) size -= weight(id);
     return [version, size];
   });
-}
-
-async function sizeBefore(version) {
-  if (version === 0) return 0;
-  try {
-    return (await call("GET", `versions/0/diff/${version - 1}`)).born.columns;
-  } catch (error) {
-    if (error instanceof Refused) return null; // older than what is kept
-    throw error;
-  }
+  const show = (value) => value.toLocaleString("en");
+  return plot(measured ? "Bank size, columns" : "Bank size, facts", points, { kind: "steps", show });
 }
 
 function rowOf(version, history, { compare, trouble, reload }) {

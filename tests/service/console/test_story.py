@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from service import access
 from service.host import Host
@@ -123,6 +123,31 @@ def test_versions_are_plotted(host: Host, page: Page) -> None:
     expect(
         page.get_by_role("img", name="Bank size, columns: 3 points, from version 0 to 2, last 2")
     ).to_be_visible()
+
+
+def test_size_is_told_in_facts_where_not_all_are_at_hand(page: Page) -> None:
+    def without_the_oldest(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        route.fulfill(response=answer, json={**body, "items": body["items"][:-1], "next_cursor": "more"})
+
+    for name in ("sky", "sea"):
+        teach(page, f"The {name} is blue.")
+        expect(row_of(page, f"The {name} is blue.")).to_be_visible()
+    page.route("**/facts?*", without_the_oldest)
+    page.route("**/versions?*", without_the_oldest)
+    show(page, "Versions")
+    expect(
+        page.get_by_role("img", name="Bank size, facts: 2 points, from version 1 to 2, last 2")
+    ).to_be_visible()
+    expect(page.get_by_role("img", name="Recall: 1 points, from version 2 to 2")).to_be_visible()
+
+
+def test_key_of_another_server_does_no_harm_where_none_is_needed(page: Page) -> None:
+    page.evaluate("sessionStorage.setItem('npt.key', 'npt_elsewhere')")
+    page.reload()
+    expect(page.get_by_text("no keys needed")).to_be_visible()
+    expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
 
 
 def test_refused_fact_is_explained_and_kept(host: Host, page: Page) -> None:
