@@ -42,7 +42,6 @@ export function failure(error, again, label = "Try again") {
 
 function explained(error) {
   const { problem, status, retryAfter } = error;
-  if (status === 403) return `Your API key does not allow this: ${problem.detail}.`;
   if (status === 429 && retryAfter) return `${problem.detail}. Try again in ${retryAfter} s.`;
   if (status === 412) return "Somebody changed the weights meanwhile. Look at the newest version first.";
   return problem.errors ? null : problem.detail;
