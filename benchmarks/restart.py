@@ -21,9 +21,9 @@ from npt_core.bank import Columns, FactWeights
 from npt_core.loading import load_runtime
 from service.blobs import FolderBlobs
 from service.compaction import NothingToCompact, compact
-from service.host import BLOB_FOLDER, LEDGER_FILE
 from service.ledger import Change, Fact, Ledger, VersionKind, now, sqlite_url
 from service.storage import make_private_folder
+from service.stores import BLOB_FOLDER, LEDGER_FILE
 from service.weights_codec import encode
 from tools.serving import serving
 

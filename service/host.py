@@ -10,11 +10,11 @@ from typing import Protocol
 from npt_core.engine import Engine, EngineConfig, StepRunner, alone
 from npt_core.placement import Device, DType
 from service.access import Access
-from service.blobs import Blobs, BlobUnavailable, FolderBlobs
+from service.blobs import Blobs
 from service.bringing import bring_in
 from service.folding import Folds
 from service.housekeeping import Expiry, Housekeeping
-from service.ledger import FolderLock, Ledger, sqlite_url
+from service.ledger import FolderLock, Ledger
 from service.ledger.api_keys import ApiKeys
 from service.metrics import Metrics
 from service.operations import Operations
@@ -22,12 +22,11 @@ from service.replica import Replica
 from service.runtime import Consolidator, Runtime
 from service.settings import Settings, is_loopback
 from service.storage import make_private_folder
+from service.stores import open_blobs, open_ledger
 from service.teaching import recalled
 from service.version_gate import VersionGate
 from service.writer import Writer
 
-LEDGER_FILE = "ledger.db"
-BLOB_FOLDER = "blobs"
 CALIBRATION_FOLDER = "calibration"
 """Beside the facts, whose keys mean nothing under another calibration."""
 
@@ -124,23 +123,6 @@ class Unguarded(Exception):
 def _refuse_to_serve_strangers(settings: Settings, access: Access) -> None:
     if not (access.demanded or settings.allow_unauthenticated or is_loopback(settings.host)):
         raise Unguarded(settings.host)
-
-
-def open_ledger(settings: Settings) -> Ledger:
-    """The ledger that the settings name. Raises the `LedgerError` tree."""
-    return Ledger(settings.database_url or sqlite_url(settings.data / LEDGER_FILE))
-
-
-def open_blobs(settings: Settings) -> Blobs:
-    """The blobs that the settings name. Raises the `BlobError` and `StorageError` trees."""
-    if settings.blob_store is None:
-        return FolderBlobs(settings.data / BLOB_FOLDER)
-    try:
-        from service.object_blobs import ObjectBlobs
-    except ImportError as error:
-        reason = "needs the extra `s3`: pip install 'npt[s3]'"
-        raise BlobUnavailable(settings.blob_store, reason) from error
-    return ObjectBlobs(settings.blob_store)
 
 
 def _prepared(
@@ -252,6 +234,10 @@ def _watch(host: Host) -> None:
             "npt_ledger_reachable": (
                 "Whether the database answered when it was last asked.",
                 lambda: float(host.replica.reachable),
+            ),
+            "npt_read_only": (
+                "Whether nothing is written until restart, because the storage failed.",
+                lambda: float(host.writer.read_only is not None),
             ),
             "npt_live_versions": ("Versions that can be pinned.", lambda: bank.version - bank.oldest + 1),
             "npt_bank_columns": ("Plastic columns at the newest version.", bank.num_columns),

@@ -4,16 +4,15 @@ import hashlib
 from collections.abc import Iterator
 
 from obstore.exceptions import BaseError
-from obstore.store import S3Store
 
 from service.blobs import BlobMissing, BlobUnavailable, Stored, checked, is_name
+from service.object_stores import open_s3
 
 
 class ObjectBlobs:
     """Objects below a prefix of a bucket, e.g. `s3://bucket/npt`.
 
-    Credentials, region and endpoint come from the usual AWS variables. Consistency is S3's: once a put
-    was answered, every reader gets the object.
+    Consistency is S3's: once a put was answered, every reader gets the object.
 
     Raises:
         BlobUnavailable: the store cannot be reached, or does not let us in.
@@ -22,9 +21,7 @@ class ObjectBlobs:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         try:
-            self._store = S3Store.from_url(
-                self._url, client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": True}
-            )
+            self._store = open_s3(self._url)
             next(iter(self._store.list(chunk_size=1)), None)
         except BaseError as error:
             raise BlobUnavailable(self._url, _reason(error)) from error

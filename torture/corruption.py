@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.blobs import BlobError
-from service.host import BLOB_FOLDER, LEDGER_FILE, open_host
+from service.host import open_host
 from service.ledger import LedgerError
 from service.settings import Settings
+from service.stores import BLOB_FOLDER, LEDGER_FILE
 from tests.service.fakes import FakeRuntime, load_fake_runtime
 from torture.process import WriterProcess
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.blobs import BlobError, FolderBlobs
-from service.host import BLOB_FOLDER, LEDGER_FILE
 from service.ledger import ANONYMOUS, Ledger, LedgerError, sqlite_url
+from service.stores import BLOB_FOLDER, LEDGER_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ import httpx2
 
 from service.blobs import FolderBlobs
 from service.cli.copying import copy
-from service.host import BLOB_FOLDER
 from service.ledger import Ledger
 from service.ledger.verify import history_problem
+from service.stores import BLOB_FOLDER
 from tests.service.postgres import PostgresServer
 from torture.balancer import Balancer
 from torture.clients import LONG, Journal, Reader, Subject, Taught, Writer, post, teach

@@ -12,6 +12,7 @@ from service.cli import (
     generate,
     keys,
     ledger,
+    model,
     openapi,
     operations,
     serve,
@@ -38,6 +39,7 @@ app.add_typer(operations.app, name="operations")
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(model.app, name="model")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 

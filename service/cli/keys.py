@@ -15,6 +15,8 @@ app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True
 
 Data = Annotated[Path | None, typer.Option(help="Folder of the ledger.  [data]")]
 ACTOR = "cli"
+MIN_SECRET = 32
+"""Characters of a secret that is given: 128 bits, if they are of hex."""
 
 
 @app.command()
@@ -27,21 +29,32 @@ def create(
     rate: Annotated[int | None, typer.Option(min=1, help="Requests a minute, in each replica.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once, in each replica.")] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Valid for so many days.")] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(help="The secret, instead of a new one; where it is a key already, nothing changes."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Make a key. It is shown once, on standard output; from the first one on a server asks for keys."""
     from service.cli.ledger import opened
     from service.ledger import timestamp
-    from service.ledger.api_keys import ApiKeys, Scope
+    from service.ledger.api_keys import ApiKeys, Scope, matching
 
     unknown = [each for each in scope if each not in set(Scope)]
     if unknown:
         fail(f"there is no scope {unknown[0]}: {', '.join(Scope)}")
     expires = None if days is None else timestamp(datetime.now(UTC) + timedelta(days=days))
+    given = None if secret_file is None else _secret(secret_file)
     with opened(data) as ledger:
+        keys = ApiKeys(ledger)
+        known = None if given is None else matching(keys.all(), given)
+        if known is not None:
+            typer.echo(_line(known), err=True)
+            return
         scopes = [Scope(each) for each in scope]
-        key, secret = ApiKeys(ledger).create(name, scopes, ACTOR, rate, concurrency, expires)
-    typer.echo(secret)
+        key, secret = keys.create(name, scopes, ACTOR, rate, concurrency, expires, given)
+    if given is None:
+        typer.echo(secret)
     typer.echo(_line(key), err=True)
 
 
@@ -67,6 +80,16 @@ def revoke(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")], d
             typer.echo(_line(ApiKeys(ledger).revoke(key_id, ACTOR)))
         except UnknownKey as error:
             fail(error)
+
+
+def _secret(file: Path) -> str:
+    try:
+        secret = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        fail(error)
+    if len(secret) < MIN_SECRET or not secret.isascii() or not secret.isprintable() or " " in secret:
+        fail(f"{file}: a secret has {MIN_SECRET} characters or more, and no spaces: openssl rand -hex 32")
+    return secret
 
 
 def _line(key: "ApiKey") -> str:

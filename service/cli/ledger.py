@@ -21,6 +21,15 @@ File = Annotated[Path, typer.Argument(help="The archive, a tar file.")]
 
 
 @app.command()
+def migrate(data: Data = None) -> None:
+    """Make the tables, or bring them up to date. A server does so itself when it starts; a rollout of many
+    has it done before.
+    """
+    with opened(data) as ledger:
+        typer.echo(f"{ledger.name}: the schema is up to date")
+
+
+@app.command()
 def verify(data: Data = None) -> None:
     """Read everything: hash chains of versions and audit, and every blob that is needed. Works beside a
     running server.
@@ -79,9 +88,9 @@ def compact_versions(
     """Make a snapshot, from which the next start begins: older versions are gone then, and `gc` deletes
     the blobs that they alone needed.
     """
-    from service.compaction import compact
+    from service.compaction import NothingToCompact, compact
 
-    with _opened(data) as (ledger, blobs):
+    with _opened(data) as (ledger, blobs), told_in_one_line(NothingToCompact):
         typer.echo(f"snapshot of version {compact(ledger, blobs, keep)}")
 
 
@@ -91,13 +100,12 @@ def opened(data: Path | None, alone: bool = False) -> Iterator["Ledger"]:
     from service.archive import ArchiveError
     from service.blobs import BlobError
     from service.cli.serving import read_settings
-    from service.compaction import NothingToCompact
-    from service.host import open_ledger
     from service.ledger import FolderLock, LedgerError
     from service.storage import StorageError, make_private_folder
+    from service.stores import open_ledger
 
     settings = read_settings(data=data)
-    refused = (ArchiveError, BlobError, LedgerError, NothingToCompact, StorageError, OSError)
+    refused = (ArchiveError, BlobError, LedgerError, StorageError, OSError)
     with told_in_one_line(*refused):
         make_private_folder(settings.data)
         lock = FolderLock(settings.data) if alone else None
@@ -113,7 +121,7 @@ def opened(data: Path | None, alone: bool = False) -> Iterator["Ledger"]:
 @contextmanager
 def _opened(data: Path | None, alone: bool = False) -> Iterator[tuple["Ledger", "Blobs"]]:
     from service.cli.serving import read_settings
-    from service.host import open_blobs
+    from service.stores import open_blobs
 
     with opened(data, alone) as ledger:
         yield ledger, open_blobs(read_settings(data=data))

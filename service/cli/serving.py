@@ -2,14 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from service.cli.failing import fail, told_in_one_line
 from service.cli.launcher import processes
-from service.host import Host, LoadRuntime, open_host
 from service.settings import CONFIG, ConfigError, Settings
+
+if TYPE_CHECKING:
+    from service.host import Host, LoadRuntime
 
 
 def read_settings(**flags: Any) -> Settings:
@@ -28,7 +30,7 @@ def use_config(path: Path | None) -> None:
         os.environ[CONFIG] = str(path)
 
 
-def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Host:
+def load_host(settings: Settings, load_runtime: "LoadRuntime | None" = None) -> "Host":
     """An open host; whatever is wrong with checkpoint or data folder is told in one line."""
     if processes() > 1:
         fail(
@@ -39,7 +41,7 @@ def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Ho
     from npt_core.engine import UnsupportedModel
     from npt_core.placement import Unplaceable
     from service.blobs import BlobError
-    from service.host import Unguarded
+    from service.host import Unguarded, open_host
     from service.ledger import LedgerError
     from service.storage import StorageError
 
@@ -49,7 +51,7 @@ def load_host(settings: Settings, load_runtime: LoadRuntime | None = None) -> Ho
         return open_host(settings, load_runtime or _load_runtime())
 
 
-def _load_runtime() -> LoadRuntime:
+def _load_runtime() -> "LoadRuntime":
     from transformers.utils.logging import disable_progress_bar
 
     from npt_core.loading import load_runtime

@@ -84,9 +84,12 @@ class ApiKeys:
         rate_per_minute: int | None = None,
         max_concurrency: int | None = None,
         expires_at: str | None = None,
+        secret: str | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key, and its secret, which nobody can tell again."""
-        secret = PREFIX + token_urlsafe(32)
+        """A new key, and its secret, which nobody can tell again. A `secret` that is given must be as hard to
+        guess as ours are: a hash of it is all that protects it.
+        """
+        secret = secret or PREFIX + token_urlsafe(32)
         key = ApiKey(
             id=f"key_{token_hex(6)}",
             name=name,
@@ -100,7 +103,13 @@ class ApiKeys:
         )
         row = asdict(key) | {"scopes": json.dumps(sorted(key.scopes))}
         detail = {"name": name, "scopes": sorted(key.scopes)}
-        self._write(insert(api_keys).values(row), actor, "key.create", key.id, detail)
+        try:
+            self._write(insert(api_keys).values(row), actor, "key.create", key.id, detail)
+        except IntegrityError:  # two that start at once may be given the same secret
+            known = matching(self.all(), secret)
+            if known is None:
+                raise
+            return known, secret
         return key, secret
 
     def revoke(self, key_id: str, actor: str) -> ApiKey:

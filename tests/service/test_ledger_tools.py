@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -265,3 +267,22 @@ def test_another_process_at_work_keeps_its_unfinished_blob(data: Path) -> None:
     os.utime(old, (past, past))
     FolderBlobs(data / "blobs")
     assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_migration_makes_the_tables_once(data: Path) -> None:
+    for _ in range(2):
+        done = npt("migrate", "--data", data)
+        assert (done.exit_code, done.stdout) == (0, f"{data / 'ledger.db'}: the schema is up to date\n")
+
+
+def test_what_needs_no_model_loads_no_torch(data: Path) -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from service.cli import app\n"
+        "for command in ('ledger migrate', 'ledger gc', 'keys list', 'config show'):\n"
+        f"    assert CliRunner(env={{'NPT_DATA': {str(data)!r}}}).invoke(app, command.split()).exit_code == 0\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from service.host import LEDGER_FILE
 from service.ledger import Ledger, sqlite_url
 from service.ledger.api_keys import ApiKeys, Scope
+from service.stores import LEDGER_FILE
 
 
 def make_key(data: Path) -> str:

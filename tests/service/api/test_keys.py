@@ -14,9 +14,10 @@ from service.app import create_app
 from service.cli import app as cli
 from service.cli.client import ClientError, connected
 from service.host import Host
-from service.ledger import timestamp
-from service.ledger.api_keys import ApiKeys, Scope
+from service.ledger import Ledger, sqlite_url, timestamp
+from service.ledger.api_keys import ApiKeys, Scope, matching
 from service.middleware.authentication import OPEN, OPEN_BELOW
+from service.stores import LEDGER_FILE
 from tests.service.api.test_facts import FACT, teach
 from tests.service.conftest import client_of, fake
 
@@ -207,6 +208,38 @@ async def test_keys_are_made_and_revoked_beside_the_server(host: Host, data: Pat
         assert (await client.post("/generate", json=PROMPT, headers=headers)).status_code == 401
     assert "revoked" in npt(data, "list").stdout
     assert [entry.action for entry in host.ledger.audit()] == ["key.create", "key.revoke"]
+
+
+def test_key_of_a_file_is_made_once(data: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef" * 2 + "\n")
+    create = ("create", "admin", "--scope", "admin", "--secret-file", str(secret))
+    first, second = npt(data, *create), npt(data, *create)
+    assert (first.stdout, second.stdout) == ("", "")
+    assert first.exit_code == second.exit_code == 0
+    assert first.stderr == second.stderr
+    assert npt(data, "list").stdout == first.stderr
+    ledger = Ledger(sqlite_url(data / LEDGER_FILE))
+    (key,) = ApiKeys(ledger).all()
+    assert matching([key], "0123456789abcdef" * 2) == key
+    ledger.close()
+
+
+def test_two_that_make_the_same_key_at_once_both_have_it(host: Host) -> None:
+    keys = ApiKeys(host.ledger)
+    first, secret = keys.create("admin", [Scope.ADMIN], "cli", secret="s" * 32)
+    assert keys.create("admin", [Scope.ADMIN], "cli", secret="s" * 32) == (first, secret)
+    assert keys.all() == [first]
+
+
+@pytest.mark.parametrize("secret", ["", "short", "spaces in it " * 5, "\x00" * 40])
+def test_secret_that_is_easily_guessed_is_refused(data: Path, tmp_path: Path, secret: str) -> None:
+    (tmp_path / "secret").write_text(secret)
+    arguments = ("create", "admin", "--scope", "admin", "--secret-file", str(tmp_path / "secret"))
+    done = npt(data, *arguments)
+    assert done.exit_code == 1
+    assert "a secret has 32 characters or more" in done.stderr
+    assert npt(data, "list").stdout == ""
 
 
 @pytest.mark.parametrize(
