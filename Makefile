@@ -14,11 +14,12 @@ SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" 
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
-.PHONY: help serve serve-command test stress fuzz torture rehearsal lint types imports format openapi lock clean
+.PHONY: help serve serve-command test tools stress fuzz torture rehearsal lint types imports format openapi lock clean
 
 help:
 	@echo 'make serve    serve the reference model (PORT=$(PORT) HOST=$(HOST) DATA=$(DATA) MODEL=$(MODEL))'
 	@echo 'make test     lint, types, imports, tests (ARGS="-k name" reaches pytest)'
+	@echo 'make tools    kubectl, checkov and hadolint into .tools, for the tests of k8s/ and docker/'
 	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
 	@echo 'make fuzz     schemathesis, then 100,000 malformed requests (an hour)'
 	@echo 'make torture  kills, failing calls, power cuts, corruption (hours; root, strace, xfsprogs)'
@@ -39,6 +40,9 @@ serve-command:
 
 test: lint types imports
 	$(BIN)/python -m pytest $(ARGS)
+
+tools: $(DEV)
+	sh tools/programs.sh '$(BIN)/python' .tools
 
 stress: $(DEV)
 	$(BIN)/python -m pytest --stress --timeout=1800 tests/npt_core/engine tests/reference/test_oracles.py \

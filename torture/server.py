@@ -12,6 +12,7 @@ from torch import Tensor
 from npt_core.consolidation import Consolidated, WriteRequest
 from npt_core.engine import Span
 from service.cli import app, serving
+from service.host import LoadRuntime
 from tests.service.fakes import FakeBank, FakeConsolidator, FakeModel, FakeRuntime
 
 
@@ -56,7 +57,7 @@ def serve(
     sys.exit(app(["serve", "--data", data, "--port", str(port)], standalone_mode=False) or 0)
 
 
-def _loader(double: Double) -> serving.LoadRuntime:
+def _loader(double: Double) -> LoadRuntime:
     def load(
         _source: str, /, *, device: str = "auto", dtype: str = "auto", cache: Path | None = None
     ) -> FakeRuntime:

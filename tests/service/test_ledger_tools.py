@@ -281,7 +281,8 @@ def test_what_needs_no_model_loads_no_torch(data: Path) -> None:
         "from typer.testing import CliRunner\n"
         "from service.cli import app\n"
         "for command in ('ledger migrate', 'ledger gc', 'keys list', 'config show'):\n"
-        f"    assert CliRunner(env={{'NPT_DATA': {str(data)!r}}}).invoke(app, command.split()).exit_code == 0\n"
+        f"    done = CliRunner(env={{'NPT_DATA': {str(data)!r}}}).invoke(app, command.split())\n"
+        "    assert done.exit_code == 0\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
