@@ -14,8 +14,8 @@ OPEN = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/docs", "/opena
 """Probes and scrapers have no keys; what they read tells nothing of prompts or facts. The console asks for a
 key itself, and shows it to the API.
 """
-OPEN_BELOW = "/console/"
-"""Everything under it is the console's own files."""
+OPEN_BELOW = ("/console/", "/docs-assets/")
+"""Everything under them is files of pages."""
 
 
 class Authentication:

@@ -322,6 +322,7 @@ async def test_requests_are_counted_by_route_wherever_they_are_refused(host_of: 
     async with client_of(host) as client:
         assert (await client.get("/facts/fact_1")).status_code == 401
         assert (await client.get("/docs")).status_code == 200
+        assert (await client.get("/docs-assets/swagger-ui.css")).status_code == 200
         assert (await client.get("/nowhere")).status_code == 401
     text = host.metrics.render().decode()
     for method, route, code in (
