@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,21 +14,21 @@ TOOLS = ROOT / ".tools" / "bin"
 """Where `make tools` puts some of them."""
 
 
-class ProgramMissing(Exception):
-    """A program is not installed."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test, with the reason; where REQUIRE_ALL_TESTS is set, as in CI, fail it."""
+    if os.environ.get("REQUIRE_ALL_TESTS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def program_or_skip(name: str, advice: str) -> str:
-    """The path of a program: what its variable says, what `make tools` made, what PATH has. Without it the
-    test is skipped, with the advice; where REQUIRE_ALL_TESTS is set, as in CI, it fails.
+    """The path of a program: what its variable says, what `make tools` made, what PATH has; without it see
+    `skip_or_fail`.
     """
     for candidate in (os.environ.get(name.upper()), TOOLS / name, shutil.which(name)):
         if candidate and Path(candidate).exists():
             return str(candidate)
-    reason = f"{name} is not installed: {advice}, or set {name.upper()}"
-    if os.environ.get("REQUIRE_ALL_TESTS"):
-        raise ProgramMissing(reason)
-    pytest.skip(reason)
+    skip_or_fail(f"{name} is not installed: {advice}, or set {name.upper()}")
 
 
 def output_of(command: Sequence[str | Path]) -> str:

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ class Journal:
 
 
 @dataclass
-class Client:
+class Client(ABC):
     """Works on a thread of its own until it is stopped."""
 
     url: str
@@ -196,9 +197,9 @@ class Client:
                     self.journal.wrong(f"client: {error!r}")
                 self.rounds += 1
 
+    @abstractmethod
     def work(self, client: httpx2.Client, draw: random.Random) -> None:
         """One round."""
-        raise NotImplementedError
 
 
 class Reader(Client):

@@ -13,7 +13,8 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
-import pytest
+
+from tests.programs import skip_or_fail
 
 _ACCOUNT = "postgres"
 """PostgreSQL refuses to run as root; its package makes this account."""
@@ -25,15 +26,11 @@ class PostgresMissing(Exception):
 
 
 def postgres_or_skip(durable: bool = False) -> "PostgresServer":
-    """A server that runs. Without PostgreSQL the test is skipped, with the reason; where REQUIRE_ALL_TESTS is
-    set, as in CI, it fails.
-    """
+    """A server that runs; without PostgreSQL see `skip_or_fail`."""
     try:
         return PostgresServer(durable).start()
     except PostgresMissing as error:
-        if os.environ.get("REQUIRE_ALL_TESTS"):
-            raise
-        pytest.skip(str(error))
+        skip_or_fail(str(error))
 
 
 class PostgresServer:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import skip_or_fail
 from torture import corruption, cuts, kill, points
 from torture.history import Acknowledged, kinds, problems
 from torture.mutants import MUTANTS, NONE
@@ -25,7 +26,7 @@ def test_bits_that_rot_are_found_and_never_served(tmp_path: Path) -> None:
 def test_changes_survive_being_killed_at_any_call(tmp_path: Path) -> None:
     reason = strace_missing()
     if reason is not None:
-        pytest.skip(reason)
+        skip_or_fail(reason)
     outcome = points.kill_everywhere(tmp_path, changes=("retract",))
     assert outcome.problems == []
     assert outcome.points["retract"] > 5
@@ -35,7 +36,7 @@ def test_changes_survive_being_killed_at_any_call(tmp_path: Path) -> None:
 def test_power_cuts_lose_nothing_unless_a_bug_was_planted(tmp_path: Path, mutant: str) -> None:
     reason = cuts.missing()
     if reason is not None:
-        pytest.skip(f"power cuts cannot be played here: {reason}")
+        skip_or_fail(f"power cuts cannot be played here: {reason}")
     outcome = cuts.run(tmp_path, 25 if mutant == NONE else 60, "ext4", mutant)
     assert bool(outcome.problems) == (mutant != NONE), outcome.problems
     assert outcome.acknowledged > 0

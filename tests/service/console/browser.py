@@ -1,28 +1,23 @@
 """A real browser, and the application on a real port."""
 
-import os
 import socket
 import threading
 from pathlib import Path
 
-import pytest
 import uvicorn
 
 from service.app import create_app
 from service.host import Host
+from tests.programs import skip_or_fail
 from tools.chromium import ChromiumMissing, chromium
 
 
 def chromium_or_skip() -> Path:
-    """Without Chromium the test is skipped, with the reason; where REQUIRE_ALL_TESTS is set, as in CI, it
-    fails.
-    """
+    """Without Chromium see `skip_or_fail`."""
     try:
         return chromium()
     except ChromiumMissing as error:
-        if os.environ.get("REQUIRE_ALL_TESTS"):
-            raise
-        pytest.skip(str(error))
+        skip_or_fail(str(error))
 
 
 class LiveServer:
