@@ -1,5 +1,6 @@
 """Errors to problem details (RFC 9457): one table, in which types and statuses are stable."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -318,6 +319,7 @@ def _problem(kind: Kind, detail: str | None = None, **extra: Any) -> Problem:
     return Problem(type=kind.type, title=kind.title, status=int(kind.status), detail=detail, **extra)
 
 
+_TYPE = re.compile(r"\[|^(constrained-)?(str|int)$")
 _OF_A_FIELD = (
     consolidation.InvalidRequest,
     engine.InvalidSampling,
@@ -364,14 +366,20 @@ def _from_validation(request: Request, error: Exception) -> Response:
         return respond(request, _problem(MALFORMED, f"not JSON: {found[0]['ctx']['error']}"))
     if isinstance(error.body, bytes) and error.body:
         return respond(request, _problem(MEDIA, "send Content-Type: application/json"))
-    errors = [FieldProblem(field=_name(entry["loc"]), reason=_reason(entry)) for entry in found]
+    told = dict.fromkeys((_name(entry), _reason(entry)) for entry in found)
+    errors = [FieldProblem(field=field, reason=reason) for field, reason in told]
     detail = "; ".join(f"{entry.field}: {entry.reason}" for entry in errors)
     return respond(request, _problem(INVALID, detail, errors=errors))
 
 
-def _name(location: Sequence[int | str]) -> str:
-    """`("body", "questions", 0, "answer")` as `questions.0.answer`."""
-    return ".".join(map(str, location[1:])) or str(location[0])
+def _name(entry: Mapping[str, Any]) -> str:
+    """`("body", "questions", 0, "answer")` as `questions.0.answer`. Where a field may be of several types,
+    pydantic puts the one it tried behind the name; clients know nothing of those.
+    """
+    first, *inner = entry["loc"]
+    last = inner[-1:] if entry["type"] == "extra_forbidden" else []  # a client's own word
+    parts = [part for part in inner[: len(inner) - len(last)] if not _TYPE.search(str(part))]
+    return ".".join(map(str, [*parts, *last])) or str(first)
 
 
 def _reason(entry: Mapping[str, Any]) -> str:

@@ -82,10 +82,9 @@ def described(**keywords: Any) -> GetPydanticSchema:
     return GetPydanticSchema(get_pydantic_json_schema=described_so)
 
 
-Printable = Annotated[str, AfterValidator(printable), described(pattern=f"^[^{_CONTROLS}]*$")]
-Stripped = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1),
-    AfterValidator(printable),
-    described(pattern=f"^[^{_CONTROLS}]*[^{_CONTROLS}{_SPACES}][^{_CONTROLS}]*$"),
-]
+IS_PRINTABLE = AfterValidator(printable)
+AS_PATTERN = described(pattern=f"^[^{_CONTROLS}]*$")
+Printable = Annotated[str, IS_PRINTABLE, AS_PATTERN]
+Prompt = Annotated[str, StringConstraints(min_length=1), IS_PRINTABLE, AS_PATTERN]
+AS_PATTERN_OF_STRIPPED = described(pattern=f"^[^{_CONTROLS}]*[^{_CONTROLS}{_SPACES}][^{_CONTROLS}]*$")
+"""There is something left."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringCo
 from service.commands import Added, OnConflict, Rehearsed
 from service.ledger import FactState, StoredFact
 from service.ledger.chain import canonical
-from service.schemas.common import In, Out, Stripped, described
+from service.schemas.common import AS_PATTERN_OF_STRIPPED, IS_PRINTABLE, In, Out, described
 
 MAX_FACT = 4000
 """Characters: a sentence or a paragraph. Longer texts are several facts."""
@@ -21,7 +21,18 @@ MAX_QUESTION = 1000
 MAX_METADATA = 8192
 MAX_LAYERS = 1024
 
-_Line = Annotated[Stripped, StringConstraints(max_length=MAX_QUESTION)]
+_Line = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUESTION),
+    IS_PRINTABLE,
+    AS_PATTERN_OF_STRIPPED,
+]
+_Sentence = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_FACT),
+    IS_PRINTABLE,
+    AS_PATTERN_OF_STRIPPED,
+]
 
 
 class Strategy(StrEnum):
@@ -51,6 +62,14 @@ def _distinct(layers: list[int]) -> list[int]:
     if len(set(layers)) != len(layers):
         raise ValueError("must not name a layer twice")
     return layers
+
+
+_Layers = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    Field(min_length=1, max_length=MAX_LAYERS),
+    AfterValidator(_distinct),
+    described(uniqueItems=True),
+]
 
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +107,7 @@ def _to_come(moment: datetime) -> datetime:
 class FactContent(In):
     """What a fact is and how it is written."""
 
-    fact: Stripped = Field(max_length=MAX_FACT, examples=["The CEO of TechCorp is Dr. Sarah Chen."])
+    fact: _Sentence = Field(examples=["The CEO of TechCorp is Dr. Sarah Chen."])
     questions: list[Question] = Field(
         default=[], max_length=MAX_QUESTIONS, description="in addition to the model's own"
     )
@@ -105,10 +124,7 @@ class FactContent(In):
         allow_inf_nan=False,
         description="strength of the write; absent: the preset's, or 1",
     )
-    layers: (
-        Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct), described(uniqueItems=True)]
-        | None
-    ) = Field(None, min_length=1, max_length=MAX_LAYERS, description="absent: those the checkpoint names")
+    layers: _Layers | None = Field(None, description="absent: those the checkpoint names")
     token_idx: int = Field(
         -1, ge=-(2**31), lt=2**31, description="modulation alone: the token to consolidate"
     )

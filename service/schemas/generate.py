@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from npt_core.engine import FinishReason, SamplingParams
-from service.schemas.common import In, Out, Printable, one_or_many
+from service.schemas.common import AS_PATTERN, IS_PRINTABLE, In, Out, Printable, Prompt, one_or_many
 
 MAX_SEQUENCES = 8
 MAX_STOPS = 8
@@ -14,7 +14,7 @@ MAX_LOGPROBS = 20
 MAX_NEW_TOKENS = 4096
 MAX_SCALE = 10.0
 
-_Stop = Annotated[Printable, StringConstraints(min_length=1, max_length=200)]
+_Stop = Annotated[str, StringConstraints(min_length=1, max_length=200), IS_PRINTABLE, AS_PATTERN]
 _Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
 _Context = Annotated[list[Printable], Field(max_length=MAX_CONTEXTS)]
 Stops = Annotated[_Stops, BeforeValidator(one_or_many, json_schema_input_type=_Stop | _Stops)]
@@ -24,7 +24,7 @@ Context = Annotated[_Context, BeforeValidator(one_or_many, json_schema_input_typ
 class GenerateIn(In):
     """A prompt to continue, and how."""
 
-    prompt: Printable = Field(min_length=1, examples=["Who is the CEO of TechCorp?"])
+    prompt: Prompt = Field(examples=["Who is the CEO of TechCorp?"])
     context: Context = Field(default=[], description="sentences to read before the prompt")
     max_new_tokens: int = Field(64, ge=1, le=MAX_NEW_TOKENS)
     temperature: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")

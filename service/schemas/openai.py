@@ -10,7 +10,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_va
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from npt_core.engine import SamplingParams
-from service.schemas.common import In, Out, Printable
+from service.schemas.common import In, Out, Printable, Prompt
 from service.schemas.generate import MAX_NEW_TOKENS, MAX_SCALE, MAX_SEQUENCES, Context, Stops
 
 MAX_PROMPTS = 32
@@ -101,16 +101,15 @@ class StreamOptions(In):
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Ids = Annotated[list[Token], Field(min_length=1)]
-_Str = Annotated[Printable, Field(min_length=1)]
 
 
 class CompletionIn(_Asked):
     """A text to continue, or several."""
 
     prompt: (
-        _Str
+        Prompt
         | _Ids
-        | Annotated[list[_Str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(examples=["Who is the CEO of TechCorp?"])
     logprobs: int | None = Field(None, ge=0, le=5)
