@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
-from pytest import fixture
 
 from service.schemas.openai import Completion
 from tests.service.fakes import EOS, ByteTemplate
