@@ -1,7 +1,7 @@
 """Takes out of an environment what a server never reads: `slim.py ENVIRONMENT`.
 
-Headers, static libraries and tests of packages, pip and what builds packages. With torch for CUDA headers stay:
-its compiler needs them.
+Headers, static libraries and tests of packages, pip and what builds packages. With torch for CUDA
+headers stay: its compiler needs them.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNUSED = ("pip", "setuptools", "hatchling", "torch/test")
-WITHOUT_CUDA = ("torch/include", "torch/share", "torch/lib/*.a", "torchgen")
+WITHOUT_CUDA = ("torch/include", "torch/share", "torch/lib/*.a")
 TESTS = ("*/tests", "*/*/tests", "*/*/*/tests")
 
 
