@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.ledger.database import parsed
 
@@ -108,7 +113,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, files that `NPT_<NAME>_FILE` variables name, the file of settings."""
-        return init_settings, env_settings, _FromSecretFiles(settings_cls), _FromFile(settings_cls)
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, _from_files_of_variables()),
+            InitSettingsSource(settings_cls, from_file()),
+        )
 
     @property
     def model_name(self) -> str:
@@ -178,13 +188,9 @@ def from_file() -> dict[str, Any]:
     return content
 
 
-class _FromSecretFiles(PydanticBaseSettingsSource):
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        paths = {name: os.environ.get(PREFIX + name.upper() + FILE) for name in Settings.model_fields}
-        return {name: _content(path) for name, path in paths.items() if path}
+def _from_files_of_variables() -> dict[str, Any]:
+    paths = {name: os.environ.get(PREFIX + name.upper() + FILE) for name in Settings.model_fields}
+    return {name: _content(path) for name, path in paths.items() if path}
 
 
 def _content(path: str) -> str:
@@ -192,14 +198,6 @@ def _content(path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-class _FromFile(PydanticBaseSettingsSource):
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return from_file()
 
 
 def _guessed(name: str, known: set[str]) -> str:
