@@ -258,17 +258,6 @@ def _orphan_of(host: Host, sentence: str) -> str:
     return orphan
 
 
-def test_another_process_at_work_keeps_its_unfinished_blob(data: Path) -> None:
-    FolderBlobs(data / "blobs")
-    young, old = data / "blobs" / ".tmp-young", data / "blobs" / ".tmp-old"
-    young.touch()
-    old.touch()
-    past = time.time() - timedelta(hours=2).total_seconds()
-    os.utime(old, (past, past))
-    FolderBlobs(data / "blobs")
-    assert (young.exists(), old.exists()) == (True, False)
-
-
 def test_migration_makes_the_tables_once(data: Path) -> None:
     for _ in range(2):
         done = npt("migrate", "--data", data)

@@ -1,5 +1,7 @@
 import errno
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,15 @@ def test_writing_a_damaged_blob_again_heals_it(tmp_path: Path) -> None:
     assert blobs.get(blobs.put(b"weights")) == b"weights"
 
 
-def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / ".tmp-123").write_bytes(b"half")
-    FolderBlobs(tmp_path / "blobs")
-    assert not list((tmp_path / "blobs").iterdir())
+def test_leftovers_of_a_crash_are_removed_once_nobody_can_be_at_work_on_them(tmp_path: Path) -> None:
+    FolderBlobs(tmp_path)
+    young, old = tmp_path / ".tmp-young", tmp_path / ".tmp-old"
+    young.touch()
+    old.touch()
+    past = time.time() - timedelta(hours=2).total_seconds()
+    os.utime(old, (past, past))
+    FolderBlobs(tmp_path)
+    assert (young.exists(), old.exists()) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])

@@ -31,10 +31,10 @@ def server(tmp_path: Path, key: str) -> Iterator[ServerProcess]:
 
 
 def test_service_does_what_its_document_says(tmp_path: Path, server: ServerProcess, key: str) -> None:
-    outcome = conformance.run(tmp_path, server.url, key, examples=15)
+    outcome = conformance.run(tmp_path, server.url, key, examples=5)
     assert outcome.problems == []
     assert outcome.operations == 26
-    assert outcome.cases > 1500
+    assert outcome.cases > 500
 
 
 @pytest.mark.parametrize("lie", ["status", "limit", "header"])
