@@ -38,8 +38,9 @@ serve: $(RUNTIME)
 serve-command:
 	@echo '$(SERVE)'
 
+# A file of tests stays in one process; one thread each, so that processes do not fight over the cores.
 test: lint types imports
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 tools: $(DEV)
 	sh tools/programs.sh '$(BIN)/python' .tools
