@@ -99,10 +99,12 @@ async def admit(host: Host, asked: Asked) -> Running:
     """Submit a request to the engine, at the version it asks for.
 
     Raises:
-        VersionNotReached: `min_weights_version` was not published in time.
+        VersionNotReached: `min_weights_version`, or a version that another replica made, was not published
+            here in time.
+        LedgerUnavailable: whether there is such a version.
         EngineError: see `Engine.submit`.
     """
-    least = asked.min_weights_version
+    least = await _least_version(host, asked)
     if least is not None and not await host.gate.wait_for(least, host.settings.version_wait_s):
         raise VersionNotReached(least, host.version)
     template = host.runtime.template
@@ -126,6 +128,17 @@ async def admit(host: Host, asked: Asked) -> Running:
         raise
     host.metrics.prompt_tokens.inc(len(prompt_ids))
     return Running(stream, template, prompt_ids, asked.stops, asked.sampling.n, host.metrics)
+
+
+async def _least_version(host: Host, asked: Asked) -> int | None:
+    """What must be published before this can be answered. A pinned version is, but where another replica
+    made it a moment ago.
+    """
+    pinned = asked.weights_version
+    if pinned is None or pinned <= host.version or not host.ledger.shared:
+        return asked.min_weights_version
+    newest = await to_thread.run_sync(lambda: host.ledger.newest)
+    return pinned if pinned <= newest else asked.min_weights_version
 
 
 async def _observed(stream: Stream, n: int, metrics: Metrics) -> AsyncIterator[Event]:

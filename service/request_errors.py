@@ -4,7 +4,7 @@ RequestError
 ├── MalformedHeader     a header that cannot be read
 ├── UnknownModel        another model than the one that is served
 ├── NotReady            another replica should answer
-├── VersionNotReached   `min_weights_version` was not published in time
+├── VersionNotReached   the version that was asked for was not published in time
 └── FailedGeneration    the engine failed while it answered
 """
 

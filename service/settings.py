@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(120.0, gt=0)
     """An answer is cut off (finish reason `deadline`) after this long."""
     version_wait_s: float = Field(5.0, ge=0)
-    """How long `min_weights_version` waits before 503."""
+    """How long `min_weights_version`, or a version that another replica made, is waited for before 503."""
     drain_delay_s: float = Field(0.0, ge=0)
     """How long new requests are still answered after SIGTERM, while `/readyz` already says 503."""
     shutdown_grace_s: int = Field(30, ge=0)

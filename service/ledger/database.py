@@ -15,6 +15,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.exc import TimeoutError as NoneFree
 
 from service.ledger.errors import LedgerDamaged, LedgerUnavailable
 from service.storage import PRIVATE_FILE, DiskFull, StorageFailed, sync_folder
@@ -22,6 +23,11 @@ from service.storage import PRIVATE_FILE, DiskFull, StorageFailed, sync_folder
 BUSY_TIMEOUT_S = 30
 """Readers hold the file for milliseconds; this is only ever reached when something is wrong."""
 CONNECT_TIMEOUT_S = 5
+CONNECTIONS = 8
+"""Of one process to PostgreSQL, and one more that listens. Ten replicas stay below the 100 that it allows
+unless told otherwise."""
+FREE_TIMEOUT_S = 10
+"""Transactions take milliseconds: where none of the connections comes free, the database hangs."""
 _DISK_FULL = "53100"  # SQLSTATE of PostgreSQL
 
 
@@ -93,6 +99,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
             if is_shared(engine):
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
+    except NoneFree as error:
+        raise _all_in_use(engine) from error
     except DatabaseError as error:
         if is_shared(engine) and isinstance(error, OperationalError):
             raise _unavailable(engine, error) from error
@@ -111,6 +119,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.execution_options(npt_write=True).begin() as connection:
             yield connection
+    except NoneFree as error:
+        raise _all_in_use(engine) from error
     except OperationalError as error:
         if _code(error) in (sqlite3.SQLITE_FULL, _DISK_FULL):
             raise DiskFull("no room to write the ledger") from error
@@ -148,10 +158,21 @@ def _connect_postgres(url: URL) -> Engine:
         "application_name": "npt",
     }
     try:
-        return create_engine(url, pool_pre_ping=True, connect_args=arguments)
+        return create_engine(
+            url,
+            pool_size=CONNECTIONS,
+            max_overflow=1,  # the one that listens
+            pool_timeout=FREE_TIMEOUT_S,
+            pool_pre_ping=True,
+            connect_args=arguments,
+        )
     except (ImportError, NoSuchModuleError) as error:
         name = url.render_as_string()
         raise LedgerUnavailable(name, "install the extra `postgres`: pip install 'npt[postgres]'") from error
+
+
+def _all_in_use(engine: Engine) -> LedgerUnavailable:
+    return LedgerUnavailable(_name(engine), f"none of its connections came free in {FREE_TIMEOUT_S} s")
 
 
 def _unavailable(engine: Engine, error: OperationalError) -> LedgerUnavailable:

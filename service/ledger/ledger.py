@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
+from sqlalchemy.exc import TimeoutError as NoneFree
 
 from service.ledger import migrations, queries, rows, tables
 from service.ledger.chain import audit_hash, chain_hash
@@ -110,7 +111,7 @@ class Ledger:
                     yield lambda seconds: _wait(raw, seconds)
                 finally:
                     connection.invalidate()  # a connection that listens is nobody else's
-        except (DatabaseError, self.engine.dialect.loaded_dbapi.Error) as error:
+        except (DatabaseError, NoneFree, self.engine.dialect.loaded_dbapi.Error) as error:
             raise LedgerUnavailable(self.name, " ".join(str(error).split())) from error
 
     def bind(self, base: str) -> None:

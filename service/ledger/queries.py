@@ -73,8 +73,9 @@ def expiring(connection: Connection, until: str | None = None) -> list[tuple[str
     """When living facts are to be retracted by themselves, and their ids, the next one first; optionally
     only those until a moment.
     """
-    query = select(facts.c.expires_at, facts.c.id).join(_lives, _lives.c.fact_id == facts.c.id)
-    query = query.where(_lives.c.alive == 1, facts.c.expires_at.is_not(None))
+    # Asked at every version: only what expires is looked at, not the lives of all facts.
+    alive = select(func.sum(changes.c.delta)).where(changes.c.fact_id == facts.c.id).scalar_subquery()
+    query = select(facts.c.expires_at, facts.c.id).where(facts.c.expires_at.is_not(None), alive == 1)
     if until is not None:
         query = query.where(facts.c.expires_at <= until)
     return [(at, id_) for at, id_ in connection.execute(query.order_by(facts.c.expires_at, facts.c.id))]

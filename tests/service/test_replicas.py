@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from anyio import to_thread
 from service.commands import FoldFacts
 from service.fact_requests import add_command
 from service.host import Host, open_host
-from service.ledger import ANONYMOUS, LedgerDamaged, LedgerUnavailable, timestamp
+from service.ledger import (
+    ANONYMOUS,
+    Change,
+    Ledger,
+    LedgerDamaged,
+    LedgerUnavailable,
+    VersionKind,
+    database,
+    timestamp,
+)
 from service.schemas.facts import FactIn
 from service.schemas.versions import BARS
 from service.settings import Settings
@@ -90,6 +100,47 @@ async def test_what_one_wrote_is_read_at_another(postgres: PostgresServer, repli
             "/generate", json={"prompt": "What colour is the sky?", "min_weights_version": version}
         )
     assert (answer.json()["text"], answer.json()["weights_version"]) == (" blue.", version)
+
+
+async def test_version_that_another_just_made_is_waited_for(
+    postgres: PostgresServer, replicas: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    go = threading.Event()
+    catch_up = second.replica.catch_up
+    monkeypatch.setattr(second.replica, "catch_up", lambda: go.wait(60) and catch_up())
+    version = first.writer.add(teaching("The sky is blue.")).version.version
+    asked = {"prompt": "What colour is the sky?", "weights_version": version}
+    async with client_of(second) as client:
+        # It has not heard of the version until it was asked for it.
+        monkeypatch.setattr(second.gate, "wait_for", _then(go.set, second.gate.wait_for))
+        answer = await client.post("/generate", json=asked)
+        assert (answer.json()["text"], answer.json()["weights_version"]) == (" blue.", version)
+        nowhere = await client.post("/generate", json=asked | {"weights_version": version + 1})
+    assert (nowhere.status_code, nowhere.json()["type"]) == (404, "npt:version-not-found")
+
+
+def _then(first: Callable[[], None], work: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*arguments: Any) -> Any:
+        first()
+        return work(*arguments)
+
+    return both
+
+
+def test_connections_are_bounded_and_their_lack_is_told(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "FREE_TIMEOUT_S", 0.01)
+    ledger = Ledger(postgres.new_database())
+    with ExitStack() as held:
+        for _ in range(database.CONNECTIONS):
+            held.enter_context(database.reading(ledger.engine))
+        with ledger.listening(), pytest.raises(LedgerUnavailable, match="none of its connections"):
+            ledger.versions(-1, 1)
+        with ledger.listening(), pytest.raises(LedgerUnavailable, match="none of its connections"):
+            ledger.commit(Change(0, VersionKind.FACT))
+    ledger.close()
 
 
 async def test_repeated_request_is_answered_by_any_of_them(postgres: PostgresServer, replicas: Open) -> None:
