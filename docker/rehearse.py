@@ -79,7 +79,7 @@ class Builder:
         lock, constraints = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
         (torch,) = (line for line in lock.read_text().splitlines() if line.startswith("torch=="))
         run(*download, "--no-deps", torch)
-        run(*download, "--requirement", lock, "--constraint", constraints, "psycopg[binary]", "obstore")
+        run(*download, "--requirement", lock, "--constraint", constraints, "psycopg[binary]", "obstore", "cryptography")
         run(*download, "--requirement", ROOT / "docker" / "sbom.txt")
         return folder
 

@@ -3,6 +3,7 @@
 BlobError
 ├── BlobMissing      the ledger names a blob that is not there
 ├── BlobDamaged      the bytes are not those the name promises
+├── BlobSealed       no key opens them
 └── BlobUnavailable  the object store does not answer, or refuses
 """
 
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from service.sealing import Cipher, Plain, Sealed
 from service.storage import StorageFailed, make_private_folder, sync_folder, write_durably
 
 HEX = frozenset("0123456789abcdef")
@@ -33,6 +35,10 @@ class BlobMissing(BlobError):
 
 class BlobDamaged(BlobError):
     """The content does not match the name."""
+
+
+class BlobSealed(BlobError):
+    """It is encrypted with a key that is not known here, or damaged."""
 
 
 class BlobUnavailable(BlobError):
@@ -65,19 +71,23 @@ class Blobs(Protocol):
         """Remove a blob; one that is not there is no error."""
 
 
+PLAIN = Plain()
+
+
 class FolderBlobs:
     """A folder of immutable files (mode 0600). Other processes may write in it, too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cipher: Cipher = PLAIN) -> None:
         make_private_folder(folder)
         self._folder = folder
+        self._cipher = cipher
         for leftover in folder.glob(".tmp-*"):
             _remove_if_abandoned(leftover)
 
     def put(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
         # Written even where it exists: that file may be damaged, or its name not yet durable.
-        write_durably(self._folder / name, data)
+        write_durably(self._folder / name, self._cipher.seal(data))
         return name
 
     def get(self, name: str) -> bytes:
@@ -88,7 +98,7 @@ class FolderBlobs:
             raise BlobMissing(str(path), "is missing") from error
         except OSError as error:
             raise BlobDamaged(str(path), f"cannot be read: {error.strerror}") from error
-        return checked(str(path), name, data)
+        return opened(str(path), name, data, self._cipher)
 
     def __contains__(self, name: object, /) -> bool:
         return (self._folder / str(name)).exists()
@@ -115,8 +125,12 @@ def _remove_if_abandoned(unfinished: Path) -> None:
         return
 
 
-def checked(where: str, name: str, data: bytes) -> bytes:
-    """`data`, if it is what `name` promises. Raises `BlobDamaged`."""
+def opened(where: str, name: str, stored: bytes, cipher: Cipher) -> bytes:
+    """What was stored as blob `name`, if it is what its name promises. Raises `BlobDamaged`, `BlobSealed`."""
+    try:
+        data = cipher.open(stored)
+    except Sealed as error:
+        raise BlobSealed(where, str(error)) from error
     if hashlib.sha256(data).hexdigest() != name:
         raise BlobDamaged(where, "is damaged: its content does not match its name")
     return data

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from obstore.exceptions import BaseError
 
-from service.blobs import BlobMissing, BlobUnavailable, Stored, checked, is_name
+from service.blobs import PLAIN, BlobMissing, BlobUnavailable, Stored, is_name, opened
 from service.object_stores import open_s3
+from service.sealing import Cipher
 
 
 class ObjectBlobs:
@@ -18,7 +19,8 @@ class ObjectBlobs:
         BlobUnavailable: the store cannot be reached, or does not let us in.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, cipher: Cipher = PLAIN) -> None:
+        self._cipher = cipher
         self._url = url.rstrip("/")
         try:
             self._store = open_s3(self._url)
@@ -29,7 +31,7 @@ class ObjectBlobs:
     def put(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
         try:
-            self._store.put(name, data)
+            self._store.put(name, self._cipher.seal(data))
         except BaseError as error:
             raise BlobUnavailable(f"{self._url}/{name}", _reason(error)) from error
         return name
@@ -42,7 +44,7 @@ class ObjectBlobs:
             raise BlobMissing(where, "is missing") from error
         except BaseError as error:
             raise BlobUnavailable(where, _reason(error)) from error
-        return checked(where, name, data)
+        return opened(where, name, data, self._cipher)
 
     def __contains__(self, name: object, /) -> bool:
         try:

@@ -131,7 +131,7 @@ UNAVAILABLE = Kind(
 LEDGER_DAMAGED = Kind("npt:ledger-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "The stored history is damaged")
 DISK_FULL = Kind("npt:disk-full", HTTPStatus.INSUFFICIENT_STORAGE, "There is no room on the disk")
 BLOB_DAMAGED = Kind(
-    "npt:blob-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "Stored weights are missing or damaged"
+    "npt:blob-damaged", HTTPStatus.INTERNAL_SERVER_ERROR, "Stored weights are missing, damaged or encrypted"
 )
 
 TABLE: Mapping[type[Exception], Kind] = {
@@ -182,6 +182,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     storage.StorageFailed: READ_ONLY,
     blobs.BlobMissing: BLOB_DAMAGED,
     blobs.BlobDamaged: BLOB_DAMAGED,
+    blobs.BlobSealed: BLOB_DAMAGED,
     blobs.BlobUnavailable: UNAVAILABLE,
 }
 

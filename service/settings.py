@@ -1,5 +1,6 @@
 """Everything the service can be told: flags of `npt serve`, `NPT_*` variables, a TOML file."""
 
+import base64
 import difflib
 import ipaddress
 import os
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -57,6 +58,9 @@ class Settings(BaseSettings):
     several replicas share."""
     blob_store: str | None = None
     """Where weights are kept: absent, a folder in `data`; `s3://bucket/prefix` for several replicas."""
+    blob_keys: SecretStr | None = None
+    """Encrypts blobs: Fernet keys, 32 bytes in URL-safe Base64, with commas between. The first encrypts, all
+    decrypt."""
     version_lag: int = Field(100, ge=0)
     """Versions that a replica may be behind the ledger and still be ready."""
 
@@ -132,12 +136,26 @@ class Settings(BaseSettings):
             parsed(url)
         return url
 
+    @field_validator("blob_keys")
+    @classmethod
+    def _are_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not all(map(_is_key, keys.get_secret_value().split(","))):
+            raise ValueError("must be keys of 32 bytes in URL-safe Base64 with commas between")
+        return keys
+
     @field_validator("blob_store")
     @classmethod
     def _is_known_store(cls, url: str | None) -> str | None:
         if url is not None and not re.fullmatch(r"s3://[^/]+(/.*)?", url):
             raise ValueError("must be s3://bucket or s3://bucket/prefix")
         return url
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, altchars=b"-_", validate=True)) == 32
+    except ValueError:
+        return False
 
 
 class Shown(NamedTuple):

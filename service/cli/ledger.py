@@ -80,6 +80,18 @@ def gc(
         typer.echo(f"{len(done.deleted)} of {done.found} blobs {told}", err=True)
 
 
+@app.command()
+def reseal(data: Data = None) -> None:
+    """Store every blob that is needed again, with the first of NPT_BLOB_KEYS; without keys, in the clear.
+    Works beside a running server that knows the old key and the new one.
+    """
+    with _opened(data) as (ledger, blobs):
+        names = sorted(ledger.blobs())
+        for name in names:
+            blobs.put(blobs.get(name))
+        typer.echo(f"stored again: {len(names)} blobs")
+
+
 @app.command("compact")
 def compact_versions(
     data: Data = None,
