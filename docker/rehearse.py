@@ -27,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
+EXTRAS = ("psycopg[binary]", "obstore", "cryptography")
 IMAGE = "localhost/npt:rehearsal"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 READY_S = 120
@@ -79,7 +80,7 @@ class Builder:
         lock, constraints = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
         (torch,) = (line for line in lock.read_text().splitlines() if line.startswith("torch=="))
         run(*download, "--no-deps", torch)
-        run(*download, "--requirement", lock, "--constraint", constraints, "psycopg[binary]", "obstore", "cryptography")
+        run(*download, "--requirement", lock, "--constraint", constraints, *EXTRAS)
         run(*download, "--requirement", ROOT / "docker" / "sbom.txt")
         return folder
 
