@@ -22,7 +22,7 @@ help:
 	@echo 'make tools    kubectl, checkov and hadolint into .tools, for the tests of k8s/ and docker/'
 	@echo 'make stress   the long forms of the tests of the engine (half an hour)'
 	@echo 'make fuzz     schemathesis, then 100,000 malformed requests (an hour)'
-	@echo 'make torture  kills, failing calls, power cuts, corruption (hours; root, strace, xfsprogs)'
+	@echo 'make torture  kills, failing calls, chaos, power cuts, corruption (hours; root, strace, xfsprogs, PostgreSQL)'
 	@echo 'make rehearsal  a rolling upgrade under load, ten minutes (PostgreSQL)'
 	@echo 'make lint     ruff: rules and format'
 	@echo 'make format   let ruff repair what it can'
@@ -58,6 +58,8 @@ torture: $(DEV)
 	$(BIN)/python -m torture points
 	$(BIN)/python -m torture fail
 	$(BIN)/python -m torture corrupt --rounds 200
+	$(BIN)/python -m torture chaos --seconds 600
+	$(BIN)/python -m torture chaos --seconds 30 --mutant lost_update
 	$(BIN)/python -m torture cuts --mutant all --rounds 200
 	$(BIN)/python -m torture cuts --rounds 1000
 	$(BIN)/python -m torture cuts --file-system xfs --rounds 300

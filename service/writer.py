@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from npt_core.bank import Fold, matched
+from npt_core.bank import BankError, Fold, matched
 from npt_core.consolidation import ConsolidationError, NotRecalled, Step, UnreadableFact
 from npt_core.engine import VersionGone
 from service.blobs import Blobs
@@ -48,6 +48,7 @@ from service.ledger import (
     Fact,
     FactState,
     Ledger,
+    LedgerDamaged,
     LedgerUnavailable,
     StaleParent,
     Version,
@@ -321,10 +322,13 @@ class Writer:
     def _commit(self, change: Change, births: Mapping[str, Weights]) -> Version:
         """Ledger first: what the bank serves must survive a restart. What the bank would refuse must not."""
         fold = None if change.fold == SAME_FOLD else self._replica.load_fold(change.fold)
-        born, dead = self._replica.planned(change.births, change.deaths, fold)
-        births = {**births, **self._replica.load_all(born - births.keys())}
-        deltas = None if fold is None else fold.deltas
-        self._bank.check(change.parent + 1, {id_: births[id_] for id_ in born}, dead, deltas)
+        try:
+            births = self._checked(change, births, fold)
+        except (BankError, LedgerDamaged) as error:
+            if self._bank.version == change.parent:
+                raise
+            # What did not fit is a version of another replica, which was published meanwhile.
+            raise StaleParent(change.parent, self._bank.version) from error
         with self._timed("ledger"), self._fatal_if_storage_fails():
             version = self._ledger.commit(change, lambda: self._ensure_blobs(change, births, fold))
         with self._timed("publish"):
@@ -337,6 +341,18 @@ class Writer:
                 self._failure = f"version {version.version} could not be published"
                 raise
         return version
+
+    def _checked(
+        self, change: Change, births: Mapping[str, Weights], fold: Fold | None
+    ) -> Mapping[str, Weights]:
+        """The weights of all that is born in the bank with the change, which fits it. Raises BankError,
+        LedgerDamaged.
+        """
+        born, dead = self._replica.planned(change.births, change.deaths, fold)
+        births = {**births, **self._replica.load_all(born - births.keys())}
+        deltas = None if fold is None else fold.deltas
+        self._bank.check(change.parent + 1, {id_: births[id_] for id_ in born}, dead, deltas)
+        return births
 
     def _ensure_blobs(self, change: Change, births: Mapping[str, Weights], fold: Fold | None) -> None:
         """What was stored may have been an orphan's bytes that were collected meanwhile."""

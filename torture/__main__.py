@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from torture import corruption, cuts, kill, points, rehearsal
+from torture import chaos, corruption, cuts, kill, points, rehearsal
 from torture.fuzz import runs
-from torture.mutants import MUTANTS, NONE
+from torture.mutants import MUTANTS, NONE, OF_REPLICAS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Rounds = Annotated[int, typer.Option(min=1)]
@@ -66,6 +66,21 @@ def conforming(examples: Rounds = 300, seed: int = 0) -> None:
 def malformed_requests(requests: Rounds = 100_000, seed: int = 0) -> None:
     """Malformed requests over HTTP and over bare sockets, to a server of the reference model."""
     _told("malformed requests", lambda folder: runs.malformed(folder, requests, seed))
+
+
+@app.command("chaos")
+def replicas_in_chaos(
+    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, mutant: str = NONE, seed: int = 0
+) -> None:
+    """Three replicas on one PostgreSQL, killed, stopped, cut off, and the database crashed; with `--mutant
+    lost_update`, a fence that does not hold."""
+    if mutant not in OF_REPLICAS:
+        raise typer.BadParameter(f"{mutant} is none of {', '.join(OF_REPLICAS)}")
+    _told(
+        f"chaos, mutant {mutant}",
+        lambda folder: chaos.run(folder, seconds, mutant, seed=seed),
+        expect=mutant == NONE,
+    )
 
 
 @app.command("rehearsal")

@@ -1,13 +1,15 @@
-"""Planted bugs, of the kind that only a power cut shows: a harness that misses one proves nothing."""
+"""Planted bugs, of the kind that only a power cut or another writer shows: a harness must find them."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from sqlalchemy import Engine, event
 
 import service.blobs
 import service.ledger.database as database
+from service.ledger import Change, Ledger, Version, tables
 
 NONE = "none"
 ACK_FIRST = "ack_first"
@@ -36,6 +38,19 @@ def _synchronous(level: str) -> Callable[[], None]:
     return plant
 
 
+def _last_writer_wins() -> None:
+    """Of two writers of one version the second is not refused: it overwrites what the first one made."""
+    commit = Ledger.commit
+
+    def overwrite(self: Ledger, change: Change, *arguments: Any) -> Version:
+        with database.writing(self.engine) as connection:
+            for table in (tables.changes, tables.idempotency, tables.facts, tables.versions):
+                connection.execute(table.delete().where(table.c.version > change.parent))
+        return commit(self, change, *arguments)
+
+    patch.object(Ledger, "commit", overwrite).start()
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     NONE: lambda: None,
     "unsynced_blob": _unsynced_blob,
@@ -43,8 +58,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "sync_full": _synchronous("FULL"),  # the journal's end is not synced, so a commit may be undone
     ACK_FIRST: lambda: None,  # the writer itself says so before it writes
 }
+LOST_UPDATE = "lost_update"
+OF_REPLICAS: dict[str, Callable[[], None]] = {NONE: lambda: None, LOST_UPDATE: _last_writer_wins}
+"""Those that only several writers show."""
 
 
 def plant(name: str) -> None:
     """Break this process. Raises KeyError for an unknown mutant."""
-    MUTANTS[name]()
+    (MUTANTS | OF_REPLICAS)[name]()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 
+from torture.mutants import NONE
 from torture.server import Double, serve
 from torture.writer import READY
 
@@ -126,10 +127,11 @@ class ServerProcess:
         double: Double | None = Double(),  # noqa: B008  (frozen)
         log: Path | None = None,
         wait: bool = True,
+        mutant: str = NONE,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        arguments = (str(data), self.port, environment or {}, double, log)
+        arguments = (str(data), self.port, environment or {}, double, log, mutant)
         self._process = _CONTEXT.Process(target=serve, args=arguments)
         self._process.start()
         end = time.monotonic() + START_S

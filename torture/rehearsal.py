@@ -25,6 +25,7 @@ from tests.service.postgres import PostgresServer
 from torture.balancer import Balancer
 from torture.clients import LONG, Journal, Reader, Subject, Taught, Writer, post, teach
 from torture.history import Acknowledged, problems_of
+from torture.mutants import NONE
 from torture.process import ServerProcess
 from torture.server import Double
 
@@ -87,6 +88,7 @@ class Cluster:
     outcome: Outcome
     double: Double | None
     environment: dict[str, str] = field(default_factory=dict)
+    mutant: str = NONE
     replicas: list[ServerProcess] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=lambda: iter(range(1_000_000)))
 
@@ -103,7 +105,8 @@ class Cluster:
         self.blobs.mkdir(exist_ok=True)
         (data / BLOB_FOLDER).symlink_to(self.blobs, target_is_directory=True)
         environment = {**SETTINGS, "NPT_DATABASE_URL": self.database, **self.environment}
-        return ServerProcess(data, environment, double or self.double, self.folder / f"{number}.log", wait)
+        log = self.folder / f"{number}.log"
+        return ServerProcess(data, environment, double or self.double, log, wait, self.mutant)
 
     def grow(self) -> ServerProcess:
         """One replica more, which gets connections."""

@@ -14,6 +14,7 @@ from npt_core.engine import Span
 from service.cli import app, serving
 from service.host import LoadRuntime
 from tests.service.fakes import FakeBank, FakeConsolidator, FakeModel, FakeRuntime
+from torture.mutants import plant
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ def serve(
     environment: dict[str, str],
     double: Double | None,
     log: Path | None,
+    mutant: str,
 ) -> None:
     """Until a signal comes, with a double or the checkpoint that `NPT_MODEL` names; stderr goes to `log`."""
+    plant(mutant)
     os.environ.update({"NPT_LOG_LEVEL": "ERROR", "NPT_MAX_PENDING_WRITES": "64", **environment})
     if log is not None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)

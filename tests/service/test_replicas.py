@@ -143,6 +143,22 @@ def test_connections_are_bounded_and_their_lack_is_told(
     ledger.close()
 
 
+def test_version_that_comes_in_the_middle_of_a_write_is_built_upon(
+    postgres: PostgresServer, replicas: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    planned, others = first.replica.planned, iter(["The sea is green."])
+
+    def overtaken(*arguments: Any) -> Any:
+        for sentence in others:
+            second.writer.add(teaching(sentence))
+            first.replica.catch_up()
+        return planned(*arguments)
+
+    monkeypatch.setattr(first.replica, "planned", overtaken)
+    assert first.writer.add(teaching("The sky is blue.")).version.version == 2
+
+
 async def test_repeated_request_is_answered_by_any_of_them(postgres: PostgresServer, replicas: Open) -> None:
     first, second, _ = replicas(postgres.new_database())
     added = first.writer.add(teaching("The sky is blue.", "k"))
