@@ -16,7 +16,7 @@ SEED = 3
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
-    own = postgres_or_skip()
+    own = postgres_or_skip(durable=True)  # it will crash
     yield own
     own.remove()
 
