@@ -8,7 +8,7 @@ StorageError
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PRIVATE_FILE = 0o600
@@ -78,7 +78,8 @@ def _as_storage_errors(temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only keeps it
+            temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no room to write {temporary.parent}") from error
         raise StorageFailed(f"cannot write {temporary.parent}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torture import chaos, corruption, cuts, kill, points, rehearsal
+from torture import chaos, corruption, cuts, kill, load, points, rehearsal, space
 from torture.fuzz import runs
 from torture.mutants import MUTANTS, NONE, OF_REPLICAS
 
@@ -39,15 +39,28 @@ def failing_calls(error: str = "EIO") -> None:
 @app.command("cuts")
 def power_cuts(rounds: Rounds = 1000, file_system: str = "ext4", mutant: str = NONE) -> None:
     """The power goes while a process writes; with `--mutant all`, for each planted bug."""
-    reason = cuts.missing()
-    if reason is not None:
-        raise typer.BadParameter(reason)
+    _needs_mounts()
     for name in MUTANTS if mutant == "all" else [mutant]:
         _told(
             f"power cut, {file_system}, mutant {name}",
             lambda folder, name=name: cuts.run(folder, rounds, file_system, name),
             expect=name == NONE,
         )
+
+
+@app.command("full")
+def no_room(sizes: Rounds = space.SIZES) -> None:
+    """A file system without room, at so many sizes; at one of them over HTTP."""
+    _needs_mounts()
+    _told("no room", lambda folder: space.full(folder, sizes))
+    _told("no room, over HTTP", space.full_over_http)
+
+
+@app.command("readonly")
+def read_only(rounds: Rounds = 50) -> None:
+    """A file system that the kernel makes read-only while a process writes."""
+    _needs_mounts()
+    _told("read-only", lambda folder: space.read_only(folder, rounds))
 
 
 @app.command("corrupt")
@@ -83,12 +96,26 @@ def replicas_in_chaos(
     )
 
 
+@app.command("load")
+def many_clients(
+    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, clients: Rounds = 64, writers: Rounds = 4
+) -> None:
+    """Clients with keys, reading and writing, on the reference model; their counts and the metrics agree."""
+    _told("load", lambda folder: load.run(folder, seconds, clients, writers))
+
+
 @app.command("rehearsal")
 def rolling_upgrade(
     seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, model: str | None = None
 ) -> None:
     """What a cluster does to its replicas, under load; with `--model`, a real one instead of its double."""
     _told(f"rehearsal, {model or 'double'}", lambda folder: rehearsal.run(folder, seconds, model))
+
+
+def _needs_mounts() -> None:
+    reason = cuts.missing()
+    if reason is not None:
+        raise typer.BadParameter(reason)
 
 
 def _told(what: str, run: Callable[[Path], Any], expect: bool = True) -> None:

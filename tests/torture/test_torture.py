@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import skip_or_fail
-from torture import corruption, cuts, kill, points
+from torture import corruption, cuts, kill, points, space
 from torture.history import Acknowledged, kinds, problems
 from torture.mutants import MUTANTS, NONE
 from torture.process import WriterProcess, strace_missing
@@ -30,6 +30,27 @@ def test_changes_survive_being_killed_at_any_call(tmp_path: Path) -> None:
     outcome = points.kill_everywhere(tmp_path, changes=("retract",))
     assert outcome.problems == []
     assert outcome.points["retract"] > 5
+
+
+def test_disk_without_room_refuses_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    reason = cuts.missing()
+    if reason is not None:
+        skip_or_fail(f"small file systems cannot be made here: {reason}")
+    outcome = space.full(tmp_path, sizes=4)
+    assert outcome.problems == []
+    assert min(outcome.refused_to_start, outcome.refused) > 0
+    over_http = space.full_over_http(tmp_path)
+    assert over_http.problems == []
+    assert over_http.acknowledged > 0
+
+
+def test_disk_that_becomes_read_only_is_read_on(tmp_path: Path) -> None:
+    reason = cuts.missing()
+    if reason is not None:
+        skip_or_fail(f"file systems cannot be made here: {reason}")
+    outcome = space.read_only(tmp_path, rounds=2)
+    assert outcome.problems == []
+    assert outcome.refused == 2
 
 
 @pytest.mark.parametrize("mutant", list(MUTANTS))

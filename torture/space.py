@@ -1,0 +1,209 @@
+"""A real file system without room, and one that becomes read-only while a process writes. Needs root."""
+
+import random
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from torture.history import Acknowledged, problems
+from torture.kill import post
+from torture.mutants import NONE
+from torture.process import ServerProcess, WriterProcess
+
+SIZES = 20
+SMALLEST_KIB, STEP_KIB = 56, 36
+"""From too small for an empty ledger to some hundred facts."""
+AMPLE = "64m"
+LONGEST_S = 0.15
+MOST = 500
+"""Changes until there is surely no room."""
+
+
+@dataclass
+class Outcome:
+    """What a run saw."""
+
+    rounds: int = 0
+    acknowledged: int = 0
+    refused_to_start: int = 0
+    refused: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def full(folder: Path, sizes: int = SIZES) -> Outcome:
+    """No room at so many sizes: what does not fit is refused, reading goes on, and so does writing once there
+    is room, without a restart.
+    """
+    outcome = Outcome()
+    for number in range(sizes):
+        size = f"{SMALLEST_KIB + STEP_KIB * number}k"
+        with _small(folder, size) as disk:
+            found = _filled(disk, outcome)
+        outcome.rounds += 1
+        outcome.problems += [f"{each} ({size})" for each in found]
+    return outcome
+
+
+def _filled(disk: Path, outcome: Outcome) -> list[str]:
+    data = disk / "data"
+    try:
+        writer = WriterProcess(data, NONE, "ask")
+    except RuntimeError:
+        outcome.refused_to_start += 1
+        _give_room(disk)
+        return _goes_on(data, [])
+    made, found = [], []
+    for _ in range(MOST):
+        writer.ask("read")
+        before = writer.line()
+        writer.ask("fact")
+        said = writer.line() or "died"
+        if not said.startswith("{"):
+            break
+        made.append(Acknowledged.read(said))
+    outcome.acknowledged += len(made)
+    outcome.refused += 1
+    if not said.startswith("refused DiskFull"):
+        found.append(f"not refused for want of room: {said}")
+    writer.ask("read")
+    if (said := writer.line()) != before:
+        found.append(f"changed: {said}")
+    _give_room(disk)
+    writer.ask("fact")
+    said = writer.line() or "died"
+    writer.kill()
+    if not said.startswith("{"):
+        return [*found, f"not recovered: {said}"]
+    made.append(Acknowledged.read(said))
+    return [*found, *_goes_on(data, made)]
+
+
+def full_over_http(folder: Path) -> Outcome:
+    """The same as a client sees it."""
+    outcome = Outcome(rounds=1)
+    with _small(folder, f"{SMALLEST_KIB + 10 * STEP_KIB}k") as disk:
+        server = ServerProcess(disk / "data")
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            for number in range(MOST):
+                answer = post(client, f"key-{number}", f"The thing {number}- is {'v' * 500}.")
+                if answer.status_code != 201:
+                    break
+                made = answer.json()
+                outcome.acknowledged += 1
+            told = answer.status_code, answer.json()["type"]
+            if told != (507, "npt:disk-full"):
+                outcome.problems.append(f"not refused for want of room: {told}")
+            outcome.refused += 1
+            known = client.get(f"/facts/{made['id']}").status_code
+            said = client.post("/generate", json={"prompt": "Who is it?"}).status_code
+            if (known, said) != (200, 200):
+                outcome.problems.append(f"not read while there is no room: {known}, {said}")
+            _give_room(disk)
+            again = post(client, f"key-{number}", f"The thing {number}- is {'v' * 500}.")
+            if again.status_code != 201:
+                outcome.problems.append(f"not recovered: {again.text}")
+        if server.stop() != 0:
+            outcome.problems.append("unclean: the server did not end with 0")
+    return outcome
+
+
+def read_only(folder: Path, rounds: int, seed: int = 0) -> Outcome:
+    """The kernel finds an error in its ext4 and makes it read-only, in the middle of a write: that change and
+    later ones are refused, reading goes on, and after `e2fsck` and a restart writing does.
+    """
+    draw, outcome = random.Random(seed), Outcome()
+    image, disk = folder / "disk.img", folder / "disk"
+    disk.mkdir()
+    for number in range(rounds):
+        with image.open("wb") as file:
+            file.truncate(32 << 20)
+        _do("mkfs.ext4", "-q", str(image))
+        _do("mount", "-o", "loop,errors=remount-ro", str(image), str(disk))
+        try:
+            made, found = _struck(disk, draw.uniform(0.0, LONGEST_S), outcome)
+        finally:
+            _do("umount", str(disk))
+        _do("e2fsck", "-fy", str(image), fine=(0, 1))
+        _do("mount", "-o", "loop", str(image), str(disk))
+        try:
+            found += _goes_on(disk / "data", made)
+        finally:
+            _do("umount", str(disk))
+        outcome.rounds += 1
+        outcome.problems += [f"{each} (round {number})" for each in found]
+    return outcome
+
+
+def _struck(disk: Path, seconds: float, outcome: Outcome) -> tuple[list[Acknowledged], list[str]]:
+    writer = WriterProcess(disk / "data", NONE, "ask")
+    made, found = [], []
+    writer.ask("fact")
+    made.append(Acknowledged.read(writer.line() or ""))
+    timer = threading.Timer(seconds, _strike, (disk,))
+    timer.start()
+    for _ in range(MOST):
+        writer.ask("read")
+        before = writer.line()
+        writer.ask("fact")
+        said = writer.line() or "died"
+        if not said.startswith("{"):
+            break
+        made.append(Acknowledged.read(said))
+    timer.join()
+    outcome.acknowledged += len(made)
+    outcome.refused += 1
+    writer.ask("read")
+    if (after := writer.line()) != before:
+        found.append(f"changed: {after}")
+    writer.ask("fact")
+    then = writer.line() or "died"
+    if not (said.startswith("refused ") and then.startswith("refused ")):
+        found.append(f"not refused: {said}, then {then}")
+    writer.kill()
+    return made, found
+
+
+def _strike(disk: Path) -> None:
+    """What the kernel does where it finds its file system inconsistent."""
+    device = Path(_do("findmnt", "-n", "-o", "SOURCE", str(disk)).strip()).name
+    Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
+
+
+def _goes_on(data: Path, made: list[Acknowledged]) -> list[str]:
+    """All that was acknowledged is there, and the next start writes."""
+    try:
+        writer = WriterProcess(data, NONE, "ask")
+    except RuntimeError as error:
+        return [f"not recovered: {error}"]
+    writer.ask("fact")
+    said = writer.line() or "died"
+    writer.kill()
+    found = [] if said.startswith("{") else [f"not recovered: {said}"]
+    return [*found, *problems(data, made)]
+
+
+@contextmanager
+def _small(folder: Path, size: str) -> Iterator[Path]:
+    disk = folder / "small"
+    disk.mkdir(exist_ok=True)
+    _do("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
+    try:
+        yield disk
+    finally:
+        _do("umount", str(disk))
+
+
+def _give_room(disk: Path) -> None:
+    _do("mount", "-o", f"remount,size={AMPLE}", str(disk))
+
+
+def _do(*command: str, fine: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in fine:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
