@@ -19,6 +19,7 @@ from service.middleware.farewell import Farewell
 from service.middleware.local_names import LocalNames
 from service.middleware.request_id import RequestId
 from service.middleware.security_headers import SecurityHeaders
+from service.middleware.traces import Traces
 from service.middleware.version import Version
 
 TITLE = "NPT"
@@ -56,6 +57,8 @@ def create_api() -> FastAPI:
         generate_unique_id_function=_operation_id,
         docs_url=None,
         redoc_url=None,
+        # Its own spans quote the query, which is a prompt in a search: see `service.tracing`.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,  # an address is right or wrong; a redirect would repeat what Host says
     )
     explorer.install(app)
@@ -94,6 +97,7 @@ def create_app(host: Host) -> FastAPI:
     app.router.lifespan_context = lifespan
     app.state.host = host
     app.user_middleware = [
+        Middleware(Traces),
         Middleware(RequestId),
         Middleware(Farewell, leaving=host.draining.is_set),
         Middleware(AccessLog, metrics=host.metrics),

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
+from opentelemetry.context import Context, get_current
+from opentelemetry.util.types import AttributeValue
 
 from npt_core.engine import (
     Event,
@@ -23,6 +25,7 @@ from service.metrics import Metrics
 from service.request_errors import VersionNotReached
 from service.runtime import Template
 from service.text.answer import AnswerText
+from service.tracing import VERSION, Past
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Running:
     stops: Sequence[str]
     n: int
     metrics: Metrics
+    trace: Context
+    """What the request belongs to."""
 
     @property
     def weights_version(self) -> int:
@@ -78,7 +83,7 @@ class Running:
         """Pieces of text; one `End` for each sequence."""
         decode = self.template.decode
         texts = [AnswerText(decode, self.prompt_ids, self.stops) for _ in range(self.n)]
-        async for event in _observed(self.stream, self.n, self.metrics):
+        async for event in _observed(self):
             text = texts[event.index]
             if text.has_stopped():
                 continue  # Decoding ran a little ahead of the stop string.
@@ -127,7 +132,7 @@ async def admit(host: Host, asked: Asked) -> Running:
         host.metrics.rejections.labels("queue_full").inc()
         raise
     host.metrics.prompt_tokens.inc(len(prompt_ids))
-    return Running(stream, template, prompt_ids, asked.stops, asked.sampling.n, host.metrics)
+    return Running(stream, template, prompt_ids, asked.stops, asked.sampling.n, host.metrics, get_current())
 
 
 async def _least_version(host: Host, asked: Asked) -> int | None:
@@ -141,20 +146,48 @@ async def _least_version(host: Host, asked: Asked) -> int | None:
     return pinned if pinned <= newest else asked.min_weights_version
 
 
-async def _observed(stream: Stream, n: int, metrics: Metrics) -> AsyncIterator[Event]:
+async def _observed(running: Running) -> AsyncIterator[Event]:
     """The stream's events, timed as they come."""
+    stream, metrics = running.stream, running.metrics
     last: dict[int, float] = {}
-    async for event in _events(stream, n):
-        if isinstance(event, TokenEvent):
-            moment = time.monotonic()
-            if not last:
-                metrics.first_token.observe(moment - stream.times.submitted)
-                started = stream.times.started or moment
-                metrics.queue_duration.observe(started - stream.times.submitted)
-            if event.index in last:
-                metrics.inter_token.observe(moment - last[event.index])
-            last[event.index] = moment
-        yield event
+    first, tokens, reasons = None, 0, list[str]()
+    try:
+        async for event in _events(stream, running.n):
+            if isinstance(event, TokenEvent):
+                moment = time.monotonic()
+                tokens += 1
+                if first is None:
+                    first = moment
+                    metrics.first_token.observe(moment - stream.times.submitted)
+                    started = stream.times.started or moment
+                    metrics.queue_duration.observe(started - stream.times.submitted)
+                if event.index in last:
+                    metrics.inter_token.observe(moment - last[event.index])
+                last[event.index] = moment
+            else:
+                reasons.append(str(event.reason))
+            yield event
+    finally:
+        _trace(running, first, tokens, reasons)
+
+
+def _trace(running: Running, first: float | None, tokens: int, reasons: Sequence[str]) -> None:
+    """The spans of an answer: waiting, reading the prompt, and then one token after the other."""
+    times, now = running.stream.times, time.monotonic()
+    attributes: dict[str, AttributeValue] = {
+        VERSION: running.weights_version,
+        "gen_ai.usage.input_tokens": len(running.prompt_ids),
+        "gen_ai.usage.output_tokens": tokens,
+        "gen_ai.response.finish_reasons": reasons,
+    }
+    past = Past()
+    below = past.span("generate", times.submitted, now, running.trace, attributes)
+    started = times.started or now
+    past.span("queue", times.submitted, started, below)
+    if times.started is not None:
+        past.span("prefill", started, first or now, below)
+    if first is not None:
+        past.span("decode", first, now, below)
 
 
 async def _events(stream: Stream, n: int) -> AsyncIterator[Event]:

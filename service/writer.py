@@ -9,6 +9,7 @@ from secrets import token_hex
 from typing import Any, TypeVar
 
 import structlog
+from opentelemetry import trace
 
 from npt_core.bank import BankError, Fold, matched
 from npt_core.consolidation import ConsolidationError, NotRecalled, Step, UnreadableFact
@@ -59,6 +60,7 @@ from service.metrics import Metrics
 from service.replica import Replica
 from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
 from service.storage import StorageFailed
+from service.tracing import VERSION, span
 from service.weights_codec import encode, encode_fold
 
 log = structlog.get_logger(__name__)
@@ -331,6 +333,7 @@ class Writer:
             raise StaleParent(change.parent, self._bank.version) from error
         with self._timed("ledger"), self._fatal_if_storage_fails():
             version = self._ledger.commit(change, lambda: self._ensure_blobs(change, births, fold))
+        trace.get_current_span().set_attribute(VERSION, version.version)
         with self._timed("publish"):
             try:
                 self._replica.catch_up(births)
@@ -437,19 +440,32 @@ class Writer:
     @contextmanager
     def _writing(self, if_match: int | None) -> Iterator[None]:
         """The write lock, for one of a bounded number of writers."""
+        with span("write"), self._place(), self._locked():
+            self._check_match(if_match)
+            yield
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
         if not self._places.acquire(blocking=False):
             self._metrics.rejections.labels("too_many_writes").inc()
             raise TooManyWrites(self._max_pending)
         try:
-            asked = time.perf_counter()
-            with self._lock:
-                self._metrics.lock_wait.observe(time.perf_counter() - asked)
-                if self._failure is not None:
-                    raise ReadOnly(self._failure)
-                self._check_match(if_match)
-                yield
+            yield
         finally:
             self._places.release()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with span("lock"):
+            asked = time.perf_counter()
+            self._lock.acquire()
+        try:
+            self._metrics.lock_wait.observe(time.perf_counter() - asked)
+            if self._failure is not None:
+                raise ReadOnly(self._failure)
+            yield
+        finally:
+            self._lock.release()
 
     def _check_match(self, if_match: int | None) -> None:
         if if_match is not None and if_match != self._bank.version:
@@ -466,7 +482,7 @@ class Writer:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        with self._metrics.fact_write.labels(stage).time():
+        with span(stage), self._metrics.fact_write.labels(stage).time():
             yield
 
 

@@ -30,20 +30,27 @@ def command(
     """Serve a model over HTTP. Whatever has no flag is read from NPT_* variables, then from a file."""
     import structlog
 
+    from service.cli.failing import told_in_one_line
     from service.cli.serving import load_host, read_settings, use_config
     from service.logs import configure_logging
     from service.settings import unknown_variables
+    from service.tracing import TracingUnavailable, start_tracing
 
     use_config(config)
     settings = read_settings(model=model, host=host, port=port, data=data)
     configure_logging(settings.log_level)
     for line in unknown_variables():
         structlog.get_logger("npt").warning(line)
+    with told_in_one_line(TracingUnavailable):
+        send_last_spans = start_tracing()
     # Before the model is loaded: a port that is taken is told at once. Nobody can connect yet.
     listener = _bound(settings.host, settings.port)
     started = time.perf_counter()
     opened = load_host(settings)
-    serve(opened, listener, time.perf_counter() - started)
+    try:
+        serve(opened, listener, time.perf_counter() - started)
+    finally:
+        send_last_spans()
 
 
 def _bound(host: str, port: int) -> socket.socket:

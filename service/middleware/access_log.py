@@ -3,21 +3,14 @@
 import time
 
 import structlog
-from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
+from service.middleware.routes import method_of, route_of
 from service.middleware.version import HEADER
 
 log = structlog.get_logger("npt.access")
-
-UNMATCHED = "unmatched"
-"""The route of addresses that do not exist: a label must not grow with what clients make up."""
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER = "other"
 
 
 class AccessLog:
@@ -57,8 +50,7 @@ class AccessLog:
             tell()
 
     def _tell(self, scope: Scope, status: int, version: str, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else OTHER
-        self._metrics.request_duration.labels(method, _route(scope), status).observe(seconds)
+        self._metrics.request_duration.labels(method_of(scope), route_of(scope), status).observe(seconds)
         log.info(
             "request",
             method=scope["method"],
@@ -67,12 +59,3 @@ class AccessLog:
             weights_version=version,
             ms=round(seconds * 1000, 1),
         )
-
-
-def _route(scope: Scope) -> str:
-    """The template of the address; also where the request was refused before it was routed."""
-    found = getattr(scope.get("route"), "path", None)
-    if found is None and "app" in scope:
-        contexts = iter_route_contexts(scope["app"].routes)
-        found = next((each.path for each in contexts if each.matches(scope)[0] is not Match.NONE), None)
-    return found or UNMATCHED

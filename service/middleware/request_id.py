@@ -7,16 +7,15 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
+
 HEADER = "X-Request-ID"
 _SANE = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-TRACE = "traceparent"
-_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
-"""W3C Trace Context: version, trace, span of the caller, flags."""
 
 
 class RequestId:
-    """Puts the name into `scope["state"]`, into every log line and into the answer; trace and span of the
-    caller into log lines.
+    """Puts the name into `scope["state"]`, into every log line and into the answer; the trace and its span
+    into log lines.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,7 +34,5 @@ class RequestId:
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        trace = _TRACE.fullmatch(Headers(scope=scope).get(TRACE, ""))
-        names = {} if trace is None else {"trace_id": trace[1], "parent_span_id": trace[2]}
-        with structlog.contextvars.bound_contextvars(request_id=request_id, **names):
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **tracing.names()):
             await self._app(scope, receive, named)

@@ -89,7 +89,7 @@ def test_log_names_requests_and_keeps_prompts_out(start: Start) -> None:
     entries = [json.loads(line) for line in server.log.splitlines()]
     (access,) = [entry for entry in entries if entry["event"] == "request"]
     assert (access["request_id"], access["status"], access["path"]) == ("mine", 200, "/generate")
-    assert (access["trace_id"], access["parent_span_id"]) == ("a" * 32, "b" * 16)
+    assert (access["trace_id"], access["span_id"]) == ("a" * 32, "b" * 16)
     assert access["weights_version"] == "0"
     assert "TechCorp" not in server.log
 
