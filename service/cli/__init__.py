@@ -3,6 +3,7 @@
 import typer
 
 from service.cli import (
+    audit,
     bench,
     compare,
     config,
@@ -32,6 +33,7 @@ app.command("generate")(generate.command)
 app.command("convert")(convert.command)
 app.command("compare")(compare.command)
 app.command("bench")(bench.command)
+app.command("audit")(audit.command)
 app.command("openapi")(openapi.command)
 app.add_typer(facts.app, name="facts")
 app.add_typer(versions.app, name="versions")

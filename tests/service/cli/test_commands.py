@@ -113,6 +113,17 @@ def test_versions_are_compared_folded_and_exported(npt: Any, tmp_path: Path) -> 
     assert "No such file" in refused(npt("versions", "export", str(version), str(missing)))
 
 
+def test_audit_says_who_did_what(npt: Any) -> None:
+    name = json.loads(printed(npt("facts", "add", FACT, "--json")))["id"]
+    printed(npt("facts", "retract", name))
+    lines = [line.split("  ") for line in printed(npt("audit", "--limit", "1000")).splitlines()]
+    assert [int(line[0]) for line in lines] == list(range(1, len(lines) + 1))
+    (_, _, actor, action, target, detail) = lines[-1]
+    assert (actor, action) == ("anonymous", "retract")
+    assert target.startswith("versions/")
+    assert json.loads(detail)["deaths"] == [name]
+
+
 def test_operations_are_shown_and_end(npt: Any) -> None:
     npt("versions", "activate", "0")
     operation = json.loads(printed(npt("facts", "add", FACT, "--later", "--json")))["id"]
