@@ -440,6 +440,7 @@ class Writer:
     @contextmanager
     def _writing(self, if_match: int | None) -> Iterator[None]:
         """The write lock, for one of a bounded number of writers."""
+        self._check_match(if_match)  # at once, and again after others had their turns
         with span("write"), self._place(), self._locked():
             self._check_match(if_match)
             yield

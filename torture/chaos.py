@@ -125,6 +125,9 @@ def run(
             own.remove()
     outcome.take(journal)
     outcome.problems += [f"damaged: {kind}" for kind in outcome.refused if kind.startswith("500")]
+    if mutant != NONE:
+        # A cut connection would not show that the bug was found.
+        outcome.problems = [each for each in outcome.problems if each.startswith(("lost", "diverged"))]
     return outcome
 
 
