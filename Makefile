@@ -60,6 +60,7 @@ torture: $(DEV)
 	$(BIN)/python -m torture full
 	$(BIN)/python -m torture readonly --rounds 50
 	$(BIN)/python -m torture corrupt --rounds 200
+	$(BIN)/python -m torture store --facts 500
 	$(BIN)/python -m torture chaos --seconds 600
 	$(BIN)/python -m torture load --seconds 600 --clients 64
 	$(BIN)/python -m torture chaos --seconds 30 --mutant lost_update

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from torture import chaos, corruption, cuts, kill, load, points, rehearsal, space
+from torture import chaos, corruption, cuts, kill, load, points, rehearsal, space, store
 from torture.fuzz import runs
 from torture.mutants import MUTANTS, NONE, OF_REPLICAS
 
@@ -94,6 +94,12 @@ def replicas_in_chaos(
         lambda folder: chaos.run(folder, seconds, mutant, seed=seed),
         expect=mutant == NONE,
     )
+
+
+@app.command("store")
+def spoilt_store(facts: Rounds = 500, share: Annotated[float, typer.Option(min=0, max=0.9)] = 0.2) -> None:
+    """Blobs in a store of S3's protocol, of whose answers a share is spoilt midway."""
+    _told("store", lambda folder: store.run(folder, facts, share))
 
 
 @app.command("load")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.blobs import BlobError, FolderBlobs
+from service.blobs import BlobError, Blobs, FolderBlobs
 from service.ledger import ANONYMOUS, Ledger, LedgerError, sqlite_url
 from service.stores import BLOB_FOLDER, LEDGER_FILE
 
@@ -46,7 +46,7 @@ def problems(data: Path, acknowledged: Iterable[Acknowledged]) -> list[str]:
         ledger.close()
 
 
-def problems_of(ledger: Ledger, blobs: FolderBlobs, acknowledged: Iterable[Acknowledged]) -> list[str]:
+def problems_of(ledger: Ledger, blobs: Blobs, acknowledged: Iterable[Acknowledged]) -> list[str]:
     """The same of an open ledger."""
     return [*_lost(ledger, acknowledged), *_broken(ledger, blobs)]
 
@@ -66,7 +66,7 @@ def _lost(ledger: Ledger, acknowledged: Iterable[Acknowledged]) -> list[str]:
     return found
 
 
-def _broken(ledger: Ledger, blobs: FolderBlobs) -> list[str]:
+def _broken(ledger: Ledger, blobs: Blobs) -> list[str]:
     found = []
     for stored in ledger.facts():
         try:
