@@ -12,7 +12,7 @@ from torture.history import Acknowledged, problems
 from torture.process import WriterProcess
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "fchmod")
-CHANGES = ("fact", "batch", "retract", "rollback")
+CHANGES = ("fact", "batch", "retract", "rollback", "fold")
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename")
 MOST = 200
 """Calls of one kind in one change: far more than there are."""

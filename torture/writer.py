@@ -1,8 +1,8 @@
 """A process that writes: `python -m torture.writer DATA MUTANT MODE`.
 
 `forever` writes one change after the other. `ask` makes one for each line on standard input: `fact`,
-`batch`, `retract` or `rollback`, or answers a prompt: `read`. Each change that is made is one line of JSON
-on standard output, each that is refused a line with `refused` and why.
+`batch`, `retract`, `rollback` or `fold`, or answers a prompt: `read`. Each change that is made is one line of
+JSON on standard output, each that is refused a line with `refused` and why.
 """
 
 import sys
@@ -11,12 +11,13 @@ from itertools import count
 from pathlib import Path
 
 from npt_core.engine import GenerationRequest, SamplingParams, TokenEvent
-from service.commands import WriteError
+from service.commands import FoldFacts, WriteError
 from service.fact_requests import add_command
 from service.host import Host, open_host
 from service.ledger import ANONYMOUS, LedgerError
 from service.logs import configure_logging
 from service.schemas.facts import FactContent
+from service.schemas.versions import BARS
 from service.settings import Settings
 from service.storage import StorageError
 from tests.service.fakes import load_fake_runtime
@@ -35,9 +36,14 @@ class Author:
 
     def make(self, change: str) -> Acknowledged:
         """One change. Raises what the writer refuses."""
-        return {"fact": self.fact, "batch": self.batch, "retract": self.retract, "rollback": self.rollback}[
-            change
-        ]()
+        every = {
+            "fact": self.fact,
+            "batch": self.batch,
+            "retract": self.retract,
+            "rollback": self.rollback,
+            "fold": self.fold,
+        }
+        return every[change]()
 
     def fact(self) -> Acknowledged:
         return self._teach(1)
@@ -52,6 +58,11 @@ class Author:
 
     def rollback(self) -> Acknowledged:
         version = self.host.writer.activate(self.host.version // 2).version
+        return Acknowledged(version.version, str(version.kind), "")
+
+    def fold(self) -> Acknowledged:
+        newest = max(self.host.ledger.live(self.host.version))
+        version = self.host.writer.fold(FoldFacts((newest,), BARS)).version
         return Acknowledged(version.version, str(version.kind), "")
 
     def read(self) -> str:
