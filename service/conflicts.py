@@ -6,9 +6,11 @@ key), so the stored sentence must also name what the new one is about.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from npt_core.bank import Match, matched
 from npt_core.consolidation import bare, words
+from service.commands import Contradiction, NewFact, OnConflict
 from service.ledger import Fact
 from service.runtime import Consolidated
 
@@ -66,3 +68,20 @@ def _same(fresh: Consolidated, answer: str | None) -> bool:
     """Where an answer is missing nothing is contradicted."""
     given = fresh.report.answer
     return given is None or answer is None or bare(given) == bare(answer)
+
+
+def superseded(facts: Sequence[NewFact], overlaps: Sequence[Overlap]) -> tuple[str, ...]:
+    """The stored facts that die of new ones. Raises `Contradiction` where they may not."""
+    dead: set[str] = set()
+    for new, found in zip(facts, overlaps, strict=True):
+        if new.on_conflict is OnConflict.ALLOW:
+            continue
+        if found.contradicted and new.on_conflict is OnConflict.REJECT:
+            raise Contradiction(found.contradicted)
+        dead.update(found.contradicted)
+    return tuple(sorted(dead))
+
+
+def report_of(fresh: Consolidated, found: Overlap) -> dict[str, Any]:
+    """What was measured, and which stored facts say the same."""
+    return fresh.report.as_dict() | {"restates": list(found.restated)}

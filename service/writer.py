@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from opentelemetry import trace
@@ -20,7 +20,6 @@ from service.commands import (
     AddFacts,
     Cancelled,
     Contended,
-    Contradiction,
     FactAlreadyRetracted,
     FactNotFound,
     Folded,
@@ -38,7 +37,7 @@ from service.commands import (
     TooManyWrites,
     UnknownVersion,
 )
-from service.conflicts import Overlap, disagreeing, overlap
+from service.conflicts import Overlap, disagreeing, overlap, report_of, superseded
 from service.folding import Folds
 from service.keys_in_flight import KeysInFlight
 from service.ledger import (
@@ -156,7 +155,7 @@ class Writer:
             overlaps = [self._overlap(each) for each in fresh]
             conflicts = {id_ for found in overlaps for id_ in found.contradicted}
             self._metrics.facts.labels("dry_run").inc(len(fresh))
-            reports = tuple(_report(each, found) for each, found in zip(fresh, overlaps, strict=True))
+            reports = tuple(report_of(each, found) for each, found in zip(fresh, overlaps, strict=True))
             return Rehearsed(self._bank.version, reports, tuple(sorted(conflicts)))
 
     def retract(self, fact_id: str, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
@@ -194,7 +193,7 @@ class Writer:
             return replayed
         self._check_match(command.if_match)
         overlaps = [self._overlap(each) for each in fresh]
-        deaths = _superseded(command.facts, overlaps)
+        deaths = superseded(command.facts, overlaps)
         parent, moment = self._bank.version, now()
         # In the order of the request also where they are sorted, as when an answer is repeated.
         ids = sorted(f"fact_{token_hex(8)}" for _ in fresh)
@@ -203,7 +202,7 @@ class Writer:
                 id=id_,
                 version=parent + 1,
                 request=new.document,
-                report=_report(each, found),
+                report=report_of(each, found),
                 blob=blob,
                 created_at=moment,
                 expires_at=new.expires_at,
@@ -492,28 +491,8 @@ def added_in(ledger: Ledger, number: int) -> Added:
     version = ledger.version(number)
     if version is None:
         raise LookupError(f"version {number} of an idempotency key is missing")
-    return Added(version, _in_order(ledger.facts_by_id(version.births).values()))
-
-
-def _superseded(facts: Sequence[NewFact], overlaps: Sequence[Overlap]) -> tuple[str, ...]:
-    """The stored facts that die of new ones. Raises `Contradiction` where they may not."""
-    dead: set[str] = set()
-    for new, found in zip(facts, overlaps, strict=True):
-        if new.on_conflict is OnConflict.ALLOW:
-            continue
-        if found.contradicted and new.on_conflict is OnConflict.REJECT:
-            raise Contradiction(found.contradicted)
-        dead.update(found.contradicted)
-    return tuple(sorted(dead))
-
-
-def _report(fresh: Consolidated, found: Overlap) -> dict[str, Any]:
-    """What was measured, and which stored facts say the same."""
-    return fresh.report.as_dict() | {"restates": list(found.restated)}
-
-
-def _in_order(facts: Iterable[Fact]) -> tuple[Fact, ...]:
-    return tuple(sorted(facts, key=lambda fact: fact.id))
+    facts = ledger.facts_by_id(version.births).values()
+    return Added(version, tuple(sorted(facts, key=lambda fact: fact.id)))
 
 
 def _refusal(error: ConsolidationError) -> str:
