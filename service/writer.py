@@ -496,6 +496,5 @@ def added_in(ledger: Ledger, number: int) -> Added:
 
 
 def _refusal(error: ConsolidationError) -> str:
-    if isinstance(error, UnreadableFact):
-        return "unreadable"
-    return "not_recalled" if isinstance(error, NotRecalled) else "invalid"
+    named = {UnreadableFact: "unreadable", NotRecalled: "not_recalled"}
+    return named.get(type(error), "invalid")
