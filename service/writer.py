@@ -496,5 +496,5 @@ def added_in(ledger: Ledger, number: int) -> Added:
 
 
 def _refusal(error: ConsolidationError) -> str:
-    named = {UnreadableFact: "unreadable", NotRecalled: "not_recalled"}
+    named: dict[type[ConsolidationError], str] = {UnreadableFact: "unreadable", NotRecalled: "not_recalled"}
     return named.get(type(error), "invalid")
