@@ -25,9 +25,12 @@ def kill_loop(rounds: Rounds = 1000) -> None:
 
 
 @app.command("points")
-def kill_points() -> None:
-    """Killed at every system call by which a change reaches the disk."""
-    _told("killed at every call", points.kill_everywhere)
+def kill_points(change: Annotated[list[str] | None, typer.Option(help=" ".join(points.CHANGES))] = None) -> None:
+    """Killed at every system call by which a change, or each of those named, reaches the disk."""
+    changes = tuple(change or points.CHANGES)
+    if unknown := set(changes) - set(points.CHANGES):
+        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(points.CHANGES)}")
+    _told("killed at every call", lambda folder: points.kill_everywhere(folder, changes))
 
 
 @app.command("fail")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torture.history import Acknowledged, problems
 from torture.process import WriterProcess
+from torture.writer import TIDYING
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "fchmod")
-CHANGES = ("fact", "batch", "retract", "rollback", "fold")
+CHANGES = ("fact", "batch", "retract", "rollback", "fold", *TIDYING)
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename")
 MOST = 200
 """Calls of one kind in one change: far more than there are."""
@@ -33,19 +34,24 @@ def kill_everywhere(folder: Path, changes: tuple[str, ...] = CHANGES) -> Outcome
         outcome.points[change] = 0
         for call in CALLS:
             for number in range(1, MOST):
-                data, made = _prepared(folder)
+                data, made = _prepared(folder, ("compact",) if change == "collect" else ())
                 writer = WriterProcess(data, "none", "ask")
+                writer.ask("read")
+                before = writer.line()
                 with _injecting(writer, call, number, "signal=KILL"):
                     writer.ask(change)
                     said = writer.line()
                 hit = said is None
-                if said is not None and not said.startswith("refused"):
+                if said is not None and said.startswith("{"):
                     made.append(Acknowledged.read(said))
+                elif said is not None and not said.startswith("tidied"):
+                    outcome.problems += _told(change, call, number, [f"refused: {said}"])
                 outcome.problems += _told(change, call, number, problems(data, made))
                 if not hit:
                     break
                 outcome.points[change] += 1
-                outcome.problems += _told(change, call, number, _goes_on(data))
+                known = before if change in TIDYING else None
+                outcome.problems += _told(change, call, number, _goes_on(data, known))
     return outcome
 
 
@@ -89,24 +95,30 @@ def _after(writer: WriterProcess, call: str, before: str | None) -> list[str]:
     return found
 
 
-def _prepared(folder: Path) -> tuple[Path, list[Acknowledged]]:
-    """A folder of its own, with some history."""
+def _prepared(folder: Path, tidied: tuple[str, ...] = ()) -> tuple[Path, list[Acknowledged]]:
+    """A folder of its own, with some history: its last version knows one fact less than were taught."""
     data = Path(tempfile.mkdtemp(dir=folder)) / "data"
     writer = WriterProcess(data, "none", "ask")
     made = []
-    for change in ("fact", "batch", "fact", "retract"):
+    for change in ("fact", "batch", "fact", "retract", "fact"):
         writer.ask(change)
         made.append(Acknowledged.read(writer.line() or ""))
+    for what in tidied:
+        writer.ask(what)
+        writer.line()
     writer.kill()
     return data, made
 
 
-def _goes_on(data: Path) -> list[str]:
-    """Without a hand: the next start writes."""
+def _goes_on(data: Path, before: str | None = None) -> list[str]:
+    """Without a hand: the next start says what was said `before`, if that is given, and writes."""
     try:
         writer = WriterProcess(data, "none", "ask")
     except RuntimeError as error:
         return [f"not recovered: {error}"]
+    writer.ask("read")
+    if (said := writer.line()) != before and before is not None:
+        return [f"changed: {before} to {said}"]
     writer.ask("fact")
     said = writer.line() or "nothing"
     writer.kill()

@@ -1,18 +1,22 @@
 """A process that writes: `python -m torture.writer DATA MUTANT MODE`.
 
 `forever` writes one change after the other. `ask` makes one for each line on standard input: `fact`,
-`batch`, `retract`, `rollback` or `fold`, or answers a prompt: `read`. Each change that is made is one line of
-JSON on standard output, each that is refused a line with `refused` and why.
+`batch`, `retract`, `rollback` or `fold`; or tidies up: `compact`, `collect` or `reseal`; or answers a prompt:
+`read`. Each change that is made is one line of JSON on standard output, each that is refused a line with
+`refused` and why, and what is tidied a line with `tidied`.
 """
 
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 from npt_core.engine import GenerationRequest, SamplingParams, TokenEvent
 from service.commands import FoldFacts, WriteError
+from service.compaction import compact
 from service.fact_requests import add_command
+from service.garbage import collect
 from service.host import Host, open_host
 from service.ledger import ANONYMOUS, LedgerError
 from service.logs import configure_logging
@@ -25,6 +29,7 @@ from torture.history import Acknowledged
 from torture.mutants import ACK_FIRST, plant
 
 READY = "ready"
+TIDYING = ("compact", "collect", "reseal")
 
 
 class Author:
@@ -65,6 +70,16 @@ class Author:
         version = self.host.writer.fold(FoldFacts((newest,), BARS)).version
         return Acknowledged(version.version, str(version.kind), "")
 
+    def tidy(self, what: str) -> str:
+        """What changes no version: a snapshot, the end of blobs that nothing needs, or one stored again."""
+        ledger, blobs = self.host.ledger, self.host.blobs
+        if what == "compact":
+            return f"tidied {compact(ledger, blobs, keep=1)}"
+        if what == "collect":
+            return f"tidied {len(collect(ledger, blobs, timedelta(0)).deleted)}"
+        name = min(ledger.blobs())
+        return f"tidied {blobs.put(blobs.get(name))}"
+
     def read(self) -> str:
         """What the model says now."""
         prompt = tuple(b"Who is thing 0?")
@@ -101,10 +116,16 @@ def main() -> None:
         if mutant == ACK_FIRST and change == "fact":
             _say(Acknowledged(host.version + 1, "fact", "").line())
         try:
-            _say(author.read() if change == "read" else author.make(change).line())
+            _say(_answer(author, change))
         except (WriteError, StorageError, LedgerError) as error:
             _say(f"refused {type(error).__name__}: {error}")
     host.close()
+
+
+def _answer(author: Author, asked: str) -> str:
+    if asked == "read":
+        return author.read()
+    return author.tidy(asked) if asked in TIDYING else author.make(asked).line()
 
 
 def _say(line: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from service.cli.allocator import return_large_blocks
 from service.cli.failing import fail, told_in_one_line
 from service.cli.launcher import processes
 from service.settings import CONFIG, ConfigError, Settings
@@ -37,6 +38,7 @@ def load_host(settings: Settings, load_runtime: "LoadRuntime | None" = None) -> 
             "a server computes in one process; of a model that is larger than a GPU, "
             "`torchrun -m service.cli generate --model` answers single prompts"
         )
+    return_large_blocks()
     from npt_core.checkpoint import CheckpointError
     from npt_core.engine import UnsupportedModel
     from npt_core.placement import Unplaceable
