@@ -25,7 +25,9 @@ def kill_loop(rounds: Rounds = 1000) -> None:
 
 
 @app.command("points")
-def kill_points(change: Annotated[list[str] | None, typer.Option(help=" ".join(points.CHANGES))] = None) -> None:
+def kill_points(
+    change: Annotated[list[str] | None, typer.Option(help=" ".join(points.CHANGES))] = None,
+) -> None:
     """Killed at every system call by which a change, or each of those named, reaches the disk."""
     changes = tuple(change or points.CHANGES)
     if unknown := set(changes) - set(points.CHANGES):
@@ -115,7 +117,7 @@ def many_clients(
 
 @app.command("rehearsal")
 def rolling_upgrade(
-    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, model: str | None = None
+    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, model: Path | None = None
 ) -> None:
     """What a cluster does to its replicas, under load; with `--model`, a real one instead of its double."""
     _told(f"rehearsal, {model or 'double'}", lambda folder: rehearsal.run(folder, seconds, model))

@@ -24,6 +24,7 @@ def test_clients_notice_nothing_of_what_a_cluster_does_to_its_replicas(tmp_path:
     assert outcome.problems == []
     assert (outcome.drained, outcome.killed, outcome.refused_to_start) == (6, 2, 1)
     assert 0 < outcome.acknowledged == outcome.moved
+    assert outcome.recalled == (outcome.moved, outcome.moved)
     assert min(outcome.answers, outcome.streams, outcome.pinned, outcome.compared) > 0
 
 
