@@ -63,9 +63,10 @@ def no_room(sizes: Rounds = space.SIZES) -> None:
 
 @app.command("readonly")
 def read_only(rounds: Rounds = 50) -> None:
-    """A file system that the kernel makes read-only while a process writes."""
+    """A file system that the kernel makes read-only while a process writes; once over HTTP."""
     _needs_mounts()
     _told("read-only", lambda folder: space.read_only(folder, rounds))
+    _told("read-only, over HTTP", space.read_only_over_http)
 
 
 @app.command("corrupt")

@@ -118,26 +118,68 @@ def read_only(folder: Path, rounds: int, seed: int = 0) -> Outcome:
     later ones are refused, reading goes on, and after `e2fsck` and a restart writing does.
     """
     draw, outcome = random.Random(seed), Outcome()
-    image, disk = folder / "disk.img", folder / "disk"
-    disk.mkdir()
+    image = folder / "disk.img"
     for number in range(rounds):
-        with image.open("wb") as file:
-            file.truncate(32 << 20)
-        _do("mkfs.ext4", "-q", str(image))
-        _do("mount", "-o", "loop,errors=remount-ro", str(image), str(disk))
-        try:
+        _make_ext4(image)
+        with _mounted(image, "loop,errors=remount-ro") as disk:
             made, found = _struck(disk, draw.uniform(0.0, LONGEST_S), outcome)
-        finally:
-            _do("umount", str(disk))
         _do("e2fsck", "-fy", str(image), fine=(0, 1))
-        _do("mount", "-o", "loop", str(image), str(disk))
-        try:
+        with _mounted(image, "loop") as disk:
             found += _goes_on(disk / "data", made)
-        finally:
-            _do("umount", str(disk))
         outcome.rounds += 1
         outcome.problems += [f"{each} (round {number})" for each in found]
     return outcome
+
+
+def read_only_over_http(folder: Path) -> Outcome:
+    """The same as clients see it."""
+    outcome, image = Outcome(rounds=1), folder / "disk.img"
+    _make_ext4(image)
+    with _mounted(image, "loop,errors=remount-ro") as disk:
+        server = ServerProcess(disk / "data")
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            made = post(client, "key-0", "The thing 0- is red.").json()
+            outcome.acknowledged += 1
+            _strike(disk)
+            for number in (1, 2):
+                answer = post(client, f"key-{number}", f"The thing {number}- is red.")
+                if (answer.status_code, answer.json()["type"]) != (503, "npt:read-only"):
+                    outcome.problems.append(f"not refused: {answer.text}")
+                outcome.refused += 1
+            known = client.get(f"/facts/{made['id']}").status_code
+            said = client.post("/generate", json={"prompt": "What is thing 0-?"}).json()["text"]
+            if (known, said) != (200, " red."):
+                outcome.problems.append(f"not read while nothing can be written: {known}, {said!r}")
+        if server.stop() != 0:
+            outcome.problems.append("unclean: the server did not end with 0")
+    _do("e2fsck", "-fy", str(image), fine=(0, 1))
+    with _mounted(image, "loop") as disk:
+        server = ServerProcess(disk / "data")
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            for number in (0, 1, 2):
+                again = post(client, f"key-{number}", f"The thing {number}- is red.")
+                replayed = again.headers.get("Idempotency-Replayed") == "true"
+                if again.status_code != 201 or replayed is not (number == 0):
+                    outcome.problems.append(f"not recovered: {number}, replayed {replayed}: {again.text}")
+        server.stop()
+    return outcome
+
+
+def _make_ext4(image: Path) -> None:
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    _do("mkfs.ext4", "-q", str(image))
+
+
+@contextmanager
+def _mounted(image: Path, options: str) -> Iterator[Path]:
+    disk = image.with_suffix("")
+    disk.mkdir(exist_ok=True)
+    _do("mount", "-o", options, str(image), str(disk))
+    try:
+        yield disk
+    finally:
+        _do("umount", str(disk))
 
 
 def _struck(disk: Path, seconds: float, outcome: Outcome) -> tuple[list[Acknowledged], list[str]]:
