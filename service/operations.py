@@ -14,10 +14,11 @@ from secrets import token_hex
 from typing import Any
 
 import structlog
+from opentelemetry.context import Context
 from pydantic import BaseModel
 
 from npt_core.consolidation import Step
-from service import problems
+from service import problems, tracing
 from service.commands import (
     Cancelled,
     Interrupted,
@@ -58,6 +59,7 @@ class _Job:
     id: str
     key: IdempotencyKey
     work: Work
+    context: Context
     cancelled: threading.Event = field(default_factory=threading.Event)
     step: Step | None = None
 
@@ -100,7 +102,7 @@ class Operations:
         operation = Operation(
             operation_id, actor, action, OperationState.PENDING, kept, None, self._owner, now, now
         )
-        job = _Job(operation_id, used, work)
+        job = _Job(operation_id, used, work, tracing.current())
         with self._lock:
             if self._closing:
                 raise Interrupted
@@ -171,7 +173,9 @@ class Operations:
             if self._closing:
                 self._end(job.id, OperationState.FAILED, problems.problem_of(Interrupted()))
             elif self._move(job.id, [OperationState.PENDING], OperationState.RUNNING, None):
-                self._end(job.id, *self._outcome(job))
+                with tracing.below(job.context):
+                    outcome = self._outcome(job)
+                self._end(job.id, *outcome)
             self._jobs.pop(job.id, None)
 
     def _outcome(self, job: _Job) -> tuple[OperationState, BaseModel | None]:

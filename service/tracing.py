@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
+from opentelemetry import context as contexts
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -97,6 +98,21 @@ def span(
             made.set_attribute("error.type", type(error).__qualname__)
             made.set_status(Status(StatusCode.ERROR))
             raise
+
+
+def current() -> Context:
+    """What spans belong below at this moment."""
+    return contexts.get_current()
+
+
+@contextmanager
+def below(context: Context) -> Iterator[None]:
+    """Spans of the block belong below those of `context`, which may be over and of another thread."""
+    token = contexts.attach(context)
+    try:
+        yield
+    finally:
+        contexts.detach(token)
 
 
 class Past:

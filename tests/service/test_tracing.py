@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -81,6 +82,23 @@ async def test_write_is_one_trace_with_its_stages(host: Host, spans: InMemorySpa
     write = named(found, "write")
     assert (write.attributes or {})[tracing.VERSION] == 1
     assert below(found, write) == ["lock", "consolidate", "blob", "ledger", "publish"]
+
+
+async def test_write_that_is_answered_before_it_is_done_stays_in_the_trace(
+    host: Host, spans: InMemorySpanExporter
+) -> None:
+    headers = PARENT | {"Prefer": "respond-async"}
+    async with client_of(host) as client:
+        accepted = await client.post("/facts", json={"fact": SECRET}, headers=headers)
+        assert accepted.status_code == 202
+        with anyio.fail_after(30):
+            while (await client.get(accepted.headers["Location"])).json()["state"] != "succeeded":
+                await anyio.sleep(0.01)
+    found = spans.get_finished_spans()
+    write, request = named(found, "write"), named(found, "POST /facts")
+    assert f"{write.context.trace_id:032x}" == TRACE
+    assert write.parent is not None
+    assert write.parent.span_id == request.context.span_id
 
 
 async def test_refused_request_has_a_route_and_a_failed_one_is_an_error(
