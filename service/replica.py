@@ -5,14 +5,14 @@ never computed again, and each version's chain hash is checked before it is publ
 """
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from npt_core.bank import BankError, FactWeights, Fold
 from service.blobs import BlobError, Blobs
-from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version
+from service.ledger import Fact, Ledger, LedgerDamaged, LedgerUnavailable, Version, VersionKind
 from service.ledger.verify import chain_problem
 from service.runtime import Bank, Compute, Weights
 from service.weights_codec import UndecodableWeights, decode, decode_fold, decode_snapshot
@@ -23,6 +23,8 @@ POLL_S = 1.0
 """A notification that was lost is made up for after so long."""
 BATCH = 500
 """Versions read from the ledger at once."""
+TOGETHER = 8
+"""Versions published at once beside readers, who wait for it; without any, as many as were read."""
 
 
 def at_once(work: Callable[[], Any]) -> Any:
@@ -41,6 +43,7 @@ class Replica:
         self._ledger, self._blobs, self._bank = ledger, blobs, bank
         self._compute: Compute = at_once
         self._published: Callable[[], None] = lambda: None
+        self._together = BATCH
         self._lock = threading.Lock()
         self._last: Version | None = None
         self.folded: frozenset[str] = frozenset()
@@ -87,8 +90,8 @@ class Replica:
                 full = len(versions) >= BATCH - 1
                 self._newest_seen = self._ledger.newest if full else versions[-1].version
                 facts = self._ledger.facts_by_id(id_ for version in versions for id_ in version.births)
-                for version in versions:
-                    self._apply(version, facts, known or {})
+                for run in self._runs(versions):
+                    self._apply(run, facts, known or {})
                 if not full:
                     break
             after = self._bank.version
@@ -98,7 +101,7 @@ class Replica:
 
     def serve(self, compute: Compute, published: Callable[[], None]) -> None:
         """From now on an engine computes. Where others write, too, follow them."""
-        self._compute, self._published = compute, published
+        self._compute, self._published, self._together = compute, published, TOGETHER
         if self._ledger.shared:
             self._follower = threading.Thread(target=self._follow, name="npt-follower", daemon=True)
             self._follower.start()
@@ -127,20 +130,15 @@ class Replica:
             raise LedgerDamaged(self._ledger.name, "the snapshot does not hold the facts of its version")
         fold = self.load_fold(version.fold)
         outside = {id_: weights for id_, weights in births.items() if id_ not in fold.facts}
-        self._publish(version, outside, (), fold.deltas or None)
+        deltas = fold.deltas or None
+        self._publish(version, lambda: self._bank.publish(version.version, outside, (), deltas))
         self.folded = frozenset(fold.facts)
         self._compute(lambda: self._bank.retire(version.version, lambda: None))
         self._last = version
 
-    def _publish(
-        self,
-        version: Version,
-        births: Mapping[str, Weights],
-        deaths: Collection[str],
-        deltas: Mapping[int, Any] | None,
-    ) -> None:
+    def _publish(self, version: Version, publish: Callable[[], None]) -> None:
         try:
-            self._compute(lambda: self._bank.publish(version.version, births, deaths, deltas))
+            self._compute(publish)
         except BankError as error:
             raise LedgerDamaged(self._ledger.name, f"version {version.version}: {error}") from error
 
@@ -155,17 +153,52 @@ class Replica:
             raise LedgerDamaged(self._ledger.name, reason)
         return found[1:]
 
-    def _apply(self, version: Version, facts: Mapping[str, Fact], known: Mapping[str, Weights]) -> None:
-        problem = chain_problem(version, self._last, facts)
+    def _runs(self, versions: Sequence[Version]) -> Iterator[list[Version]]:
+        """Versions that can be published at once: those that follow each other and only bring new facts."""
+        run: list[Version] = []
+        for version in versions:
+            follows = run and version.fold == run[-1].fold and all(map(_only_brings, (run[-1], version)))
+            if run and not (follows and len(run) < self._together):
+                yield run
+                run = []
+            run.append(version)
+        if run:
+            yield run
+
+    def _apply(self, run: list[Version], facts: Mapping[str, Fact], known: Mapping[str, Weights]) -> None:
+        if len(run) == 1:
+            self._apply_one(run[0], facts, known)
+            return
+        born: dict[int, Mapping[str, Weights]] = {}
+        last, problem = self._last, None
+        try:
+            for version in run:
+                self._check_chain(version, last, facts)
+                new = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in version.births}
+                born[version.version], last = new, version
+        except (BlobError, LedgerDamaged) as error:
+            problem = error  # of what lies behind: the versions before it are sound
+        if last is not None and born:
+            self._publish(last, lambda: self._bank.publish_all(born))
+            self._last = last
+        if problem is not None:
+            raise problem
+
+    def _check_chain(self, version: Version, last: Version | None, facts: Mapping[str, Fact]) -> None:
+        problem = chain_problem(version, last, facts)
         if problem is not None:
             raise LedgerDamaged(self._ledger.name, f"version {version.version}: {problem}")
+
+    def _apply_one(self, version: Version, facts: Mapping[str, Fact], known: Mapping[str, Weights]) -> None:
+        self._check_chain(version, self._last, facts)
         if version.version > 0:
             fold = None if version.fold == self.fold else self.load_fold(version.fold)
             born, dead = self.planned(version.births, version.deaths, fold)
             if returning := born - facts.keys() - known.keys():
                 facts = dict(facts) | self._ledger.facts_by_id(returning)
             births = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in born}
-            self._publish(version, births, dead, None if fold is None else fold.deltas)
+            deltas = None if fold is None else fold.deltas
+            self._publish(version, lambda: self._bank.publish(version.version, births, dead, deltas))
             if fold is not None:
                 self.folded = frozenset(fold.facts)
         self._last = version
@@ -237,3 +270,8 @@ class Replica:
             self.problem = reason
         if not known:
             log.error("cannot follow the ledger", reason=reason)
+
+
+def _only_brings(version: Version) -> bool:
+    """Whether nothing dies with it, and nothing comes back."""
+    return version.kind is VersionKind.FACT and not version.deaths

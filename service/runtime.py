@@ -64,6 +64,8 @@ class Bank(Protocol):
         deltas: Mapping[int, Tensor] | None = None,
     ) -> None: ...
 
+    def publish_all(self, births: Mapping[int, Mapping[str, Any]], /) -> None: ...
+
     def matches(
         self,
         keys: Mapping[int, Tensor],

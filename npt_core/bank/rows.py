@@ -17,10 +17,13 @@ SLACK = 4
 
 
 class Birth(NamedTuple):
-    """Rows of one owner that begin to live; of equals, those of the smallest `order` count as first."""
+    """Rows of one owner that begin to live at version `born`; of equals, those of the smallest `order` count
+    as first.
+    """
 
     owner: int
     order: int
+    born: int
     parts: tuple[Tensor, ...]
 
 
@@ -66,10 +69,10 @@ class Rows:
 
     def extended(self, parts: Iterable[Tensor], owner: int, version: int) -> Self:
         """New rows of one owner, born at `version`."""
-        return self.joined([Birth(owner, 0, tuple(parts))], version)
+        return self.joined([Birth(owner, 0, version, tuple(parts))])
 
-    def joined(self, births: Sequence[Birth], version: int) -> Self:
-        """The rows of all `births` are added, born at `version`; costs nothing for older rows."""
+    def joined(self, births: Sequence[Birth]) -> Self:
+        """The rows of all `births`, which ascend by version, are added; costs nothing for older rows."""
         counts = [len(birth.parts[0]) for birth in births]
         total = sum(counts)
         if not total:
@@ -77,15 +80,15 @@ class Rows:
         added = [torch.cat(part) for part in zip(*(birth.parts for birth in births), strict=True)]
         like = self.born.rows
         each = [birth for birth, count in zip(births, counts, strict=True) for _ in range(count)]
-        owners, orders = (like.new_tensor([birth[i] for birth in each]) for i in (0, 1))
+        owners, orders, born = (like.new_tensor([birth[i] for birth in each]) for i in range(3))
         return replace(
             self,
             parts=tuple(old.extended(new.to(old.rows)) for old, new in zip(self.parts, added, strict=True)),
-            born=self.born.extended(like.new_full((total,), version)),
+            born=self.born.extended(born),
             died=self.died.extended(like.new_full((total,), ALIVE)),
             owner=self.owner.extended(owners),
             order=self.order.extended(orders),
-            version=version,
+            version=each[-1].born,
         )
 
     def retained(self, oldest: int) -> Self:

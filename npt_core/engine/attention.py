@@ -32,8 +32,7 @@ class KeyValues:
         self._like, self._scale = like, scale
         self._groups = heads // kv_heads
         self._kv_heads, self._width = kv_heads, width
-        # Zeros, because a masked score is multiplied with whatever is here. Untouched memory of
-        # a fresh allocation is not resident, so unused pages cost nothing.
+        # Zeros, because a masked score is multiplied with whatever is here.
         shape = (slots, kv_heads, width)
         self._slots = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
         # The same as attention reads them, `[1, kv_heads, slots, head_dim]`.

@@ -98,6 +98,10 @@ class FakeBank:
             self.folds.append((version, _read(deltas.get(0)).splitlines()))
         self.version = version
 
+    def publish_all(self, births: Mapping[int, Mapping[str, FactWeights]], /) -> None:
+        for version, facts in births.items():
+            self.publish(version, facts, ())
+
     def retire(self, oldest: int, pinned: Callable[[], int | None], /) -> None:
         self.oldest = max(self.oldest, oldest)
         needed = min(self.oldest, self.oldest if (held := pinned()) is None else held)

@@ -228,6 +228,43 @@ def test_a_refused_publication_changes_nothing(
     assert torch.equal(logits(bank), logits_of(frozenset("ABC")))
 
 
+@FEW
+@given(st.lists(st.integers(1, 3), min_size=len(NAMES), max_size=len(NAMES)))
+def test_versions_that_are_published_at_once_are_those_published_one_by_one(steps: list[int]) -> None:
+    versions = [1 + sum(steps[:i]) for i in range(len(NAMES))]
+    births = {version: {name: fact(name)} for version, name in zip(versions, NAMES, strict=True)}
+    single, together = bank_of("X"), bank_of("X")
+    for version, facts in births.items():
+        single.publish(version + 1, facts)
+    together.publish_all({version + 1: facts for version, facts in births.items()})
+    for bank in (single, together):
+        bank.publish(bank.version + 1, {}, ["B"])
+    assert (together.version, together.facts) == (single.version, single.facts)
+    for version in range(1, single.version + 1):
+        assert torch.equal(logits(together, version), logits(single, version))
+
+
+@pytest.mark.parametrize(
+    ("births", "message"),
+    [
+        ({2: {"C": fact("C")}, 1: {"D": fact("D")}}, "not newer"),
+        ({1: {"C": fact("C")}}, "not newer"),
+        ({2: {"C": fact("C")}, 3: {"C": fact("C")}}, "already alive"),
+        ({2: {"C": fact("C")}, 3: {"A": fact("A")}}, "already alive"),
+        ({2: {"C": fact("C")}, 3: {"D": broken(keys=torch.zeros(3, 5))}}, "do not fit"),
+    ],
+)
+def test_of_versions_at_once_all_are_published_or_none(
+    births: dict[int, dict[str, FactWeights]], message: str
+) -> None:
+    bank = bank_of("A", "B")
+    before = logits(bank)
+    with pytest.raises(BankError, match=message):
+        bank.publish_all(births)
+    assert (bank.version, bank.facts) == (1, {"A", "B"})
+    assert torch.equal(logits(bank), before)
+
+
 def test_a_layer_without_a_key_space_takes_no_columns() -> None:
     bank = Bank(model(), {1: whitening()[1]})
     with pytest.raises(BankError, match="layer 0 holds no columns"):

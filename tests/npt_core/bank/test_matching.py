@@ -28,7 +28,7 @@ def layer_of(seed: int, births: int, deaths: int) -> PlasticLayer:
         keys = few[torch.randint(0, 4, (2,), generator=r)]
         parts = (keys, torch.randn(2, D, generator=r), torch.rand(2, generator=r) - 0.2)
         order = int(torch.randint(0, 3, (), generator=r))
-        layer.columns = layer.columns.joined([Birth(version, order, parts)], version)
+        layer.columns = layer.columns.joined([Birth(version, order, version, parts)])
     for version in range(births + 1, births + deaths + 1):
         dying = int(torch.randint(1, births + 1, (), generator=r))
         layer.columns = layer.columns.ended([dying], version)

@@ -11,7 +11,7 @@ def table(*births: tuple[int, int]) -> Rows:
     rows, place = Rows.of([Vector.of(torch.zeros(0, 1))]), 0
     for version, (owner, count) in enumerate(births, start=1):
         numbers = torch.arange(place, place + count, dtype=torch.float32)[:, None]
-        rows, place = rows.joined([Birth(owner, owner, (numbers,))], version), place + count
+        rows, place = rows.joined([Birth(owner, owner, version, (numbers,))]), place + count
     return rows
 
 
@@ -34,7 +34,7 @@ def test_table_is_the_same_object_where_nothing_changes() -> None:
     rows = table((0, 1))
     assert rows.ended([7], 2) is rows
     assert rows.ended([], 2) is rows
-    assert rows.joined([], 2) is rows
+    assert rows.joined([]) is rows
 
 
 def test_rows_are_dropped_once_no_retained_version_sees_them() -> None:
