@@ -27,7 +27,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
-EXTRAS = ("psycopg[binary]", "obstore", "cryptography")
 IMAGE = "localhost/npt:rehearsal"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 READY_S = 120
@@ -80,7 +79,8 @@ class Builder:
         lock, constraints = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
         (torch,) = (line for line in lock.read_text().splitlines() if line.startswith("torch=="))
         run(*download, "--no-deps", torch)
-        run(*download, "--requirement", lock, "--constraint", constraints, *EXTRAS)
+        extras = ROOT / "docker" / "extras.txt"
+        run(*download, "--requirement", lock, "--requirement", extras, "--constraint", constraints)
         run(*download, "--requirement", ROOT / "docker" / "sbom.txt")
         return folder
 

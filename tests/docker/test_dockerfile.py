@@ -1,6 +1,7 @@
 """The Dockerfile as far as it can be looked at without a build; `docker/rehearse.py` builds and runs it."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from service.settings import Settings
@@ -27,6 +28,14 @@ def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
     let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert copied() == let_in
     assert all((ROOT / path).exists() for path in copied())
+
+
+def test_image_has_every_extra_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    optional = project["project"]["optional-dependencies"]
+    served = [each for name, extra in optional.items() if name not in ("dev", "bench") for each in extra]
+    lines = (ROOT / "docker" / "extras.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [each.split(">=")[0] for each in served]
 
 
 def test_its_variables_are_settings() -> None:
