@@ -1,12 +1,13 @@
 """Builds the image and runs it, on a machine without Docker and without a registry.
 
-    python docker/rehearse.py [--folder FOLDER]
+    python docker/rehearse.py [--target cpu|cuda] [--folder FOLDER]
 
 Debian's programs stand in: `mmdebstrap` makes the base image, under the name that the Dockerfile asks for,
 `buildah` builds, `runc` runs the image's own entry point as its own user, with a root file system that cannot
 be written and without any capability. What cannot be reached from such a machine, the index of torch without
 CUDA, is replaced by build arguments: packages come from a folder that `pip download` fills here, as pip is
-set up here. Needs root, and: apt-get install buildah mmdebstrap runc
+set up here; torch with CUDA comes from PyPI. The image for GPUs is given the reference model and told to
+compute on the CPU. Needs root, and: apt-get install buildah mmdebstrap runc
 """
 
 import argparse
@@ -28,6 +29,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 IMAGE = "localhost/npt:rehearsal"
+PYPI = "https://pypi.org/simple"
+MODEL = "/models/reference"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 READY_S = 120
 ID = 10001
@@ -36,9 +39,11 @@ PROMPT = {"prompt": "Who leads TechCorp?"}
 SECRET = "a-secret-of-the-rehearsal-0123456789"
 
 
-def run(*command: str | Path) -> str:
-    """What a program prints; raises where it fails."""
-    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
+def run(*command: str | Path, **variables: str) -> str:
+    """What a program prints, with more `variables` in its environment; raises where it fails."""
+    environment = {**os.environ, **variables}
+    words = list(map(str, command))
+    done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{command[0]}: {done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout
@@ -47,8 +52,8 @@ def run(*command: str | Path) -> str:
 class Builder:
     """buildah with a store of its own below `folder`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, target: str) -> None:
+        self._folder, self._target = folder, target
         store = (f"--root={folder / 'store'}", f"--runroot={folder / 'run'}", "--storage-driver=vfs")
         self._buildah = ("buildah", *store)
 
@@ -63,7 +68,7 @@ class Builder:
 
     def wheels(self) -> Path:
         """A folder of every package that the image installs."""
-        folder = self._folder / "wheels"
+        folder = self._folder / f"wheels-{self._target}"
         folder.mkdir(exist_ok=True)
         download = [
             sys.executable,
@@ -78,23 +83,28 @@ class Builder:
         ]
         lock, constraints = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
         (torch,) = (line for line in lock.read_text().splitlines() if line.startswith("torch=="))
-        run(*download, "--no-deps", torch)
+        if self._target == "cuda":
+            # pip as it is set up here may prefer a torch without CUDA.
+            run(*download, "--index-url", PYPI, torch, PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="")
+        else:
+            run(*download, "--no-deps", torch)
         extras = ROOT / "docker" / "extras.txt"
         run(*download, "--requirement", lock, "--requirement", extras, "--constraint", constraints)
         run(*download, "--requirement", ROOT / "docker" / "sbom.txt")
         return folder
 
     def build(self, wheels: Path) -> None:
-        """The image for CPUs."""
+        """The image of the target."""
+        options = "--no-deps" if self._target == "cpu" else ""
         run(
             *self._buildah,
             "build-using-dockerfile",
             "--isolation=chroot",
             "--format=docker",  # the other one has no health check
-            "--target=cpu",
+            f"--target={self._target}",
             f"--volume={wheels}:/wheels:ro",
             "--build-arg=PIP_OPTIONS=--no-index --find-links /wheels",
-            "--build-arg=TORCH_OPTIONS=--no-deps",
+            f"--build-arg=TORCH_OPTIONS={options}",
             f"--tag={IMAGE}",
             f"--file={ROOT / 'docker' / 'Dockerfile'}",
             ROOT,
@@ -168,13 +178,15 @@ def bundle(folder: Path, root: Path, config: dict[str, Any], arguments: Sequence
         return {"source": str(source), "destination": target, "type": "bind", "options": ["bind", *options]}
 
     user = int(config["User"].split(":")[0])
+    told = variables(folder)
+    models = [bound(ROOT / "models" / "reference", told["NPT_MODEL"], "ro")] if "NPT_MODEL" in told else []
     return {
         "ociVersion": "1.0.2",
         "root": {"path": str(root), "readonly": True},
         "process": {
             "args": [*config["Entrypoint"], *arguments],
             "cwd": config["WorkingDir"],
-            "env": [*config["Env"], *(f"{name}={value}" for name, value in variables(folder).items())],
+            "env": [*config["Env"], *(f"{name}={value}" for name, value in told.items())],
             "user": {"uid": user, "gid": user},
             "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
@@ -186,6 +198,7 @@ def bundle(folder: Path, root: Path, config: dict[str, Any], arguments: Sequence
             bound(folder / "data", "/data", "rw"),
             bound(folder / "secrets", "/run/secrets/npt", "ro"),
             bound(Path("/etc/resolv.conf"), "/etc/resolv.conf", "ro"),
+            *models,
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
     }
@@ -223,9 +236,9 @@ def size(root: Path) -> int:
     return sum(path.lstat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def rehearse(folder: Path, root: Path, config: dict[str, Any]) -> None:
+def rehearse(folder: Path, root: Path, config: dict[str, Any], **told: str) -> None:
     """Refused without a key; with one it answers, learns, forgets nothing over a restart, and ends well."""
-    place, url = prepared(folder)
+    place, url = prepared(folder, **told)
     refused = Container(place, root, config, config["Cmd"])
     assert refused.wait() == 1
     assert refused.log.read_text().startswith("npt: host 0.0.0.0 is reachable"), refused.log.read_text()
@@ -259,9 +272,11 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("/var/tmp/npt-rehearsal"), help="kept between runs"
     )
-    folder = parser.parse_args().folder.resolve()
+    parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu")
+    given = parser.parse_args()
+    folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    builder = Builder(folder)
+    builder = Builder(folder, given.target)
     wheels = builder.wheels()
     builder.base()
     started = time.perf_counter()
@@ -274,7 +289,9 @@ def main() -> None:
         components = json.loads((root / "usr/share/npt/sbom.cdx.json").read_text())["components"]
         print(f"{whole / 1e6:.0f} MB: {base / 1e6:.0f} MB base, {packages / 1e6:.0f} MB environment")
         print(f"{len(components)} packages in its SBOM; user {config['User']}")
-        rehearse(Path(place) / "embedded", root, config)
+        # Nobody has a GPU where this runs, and that image brings no model.
+        told = {} if given.target == "cpu" else {"NPT_DEVICE": "cpu", "NPT_MODEL": MODEL}
+        rehearse(Path(place) / "embedded", root, config, **told)
     shutil.rmtree(folder / "store")
 
 

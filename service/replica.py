@@ -156,12 +156,17 @@ class Replica:
     def _runs(self, versions: Sequence[Version]) -> Iterator[list[Version]]:
         """Versions that can be published at once: those that follow each other and only bring new facts."""
         run: list[Version] = []
+        fold = self.fold
         for version in versions:
-            follows = run and version.fold == run[-1].fold and all(map(_only_brings, (run[-1], version)))
-            if run and not (follows and len(run) < self._together):
+            plain = version.kind is VersionKind.FACT and not version.deaths and version.fold == fold
+            if run and not (plain and len(run) < self._together):
                 yield run
                 run = []
             run.append(version)
+            if not plain:
+                yield run
+                run = []
+            fold = version.fold
         if run:
             yield run
 
@@ -270,8 +275,3 @@ class Replica:
             self.problem = reason
         if not known:
             log.error("cannot follow the ledger", reason=reason)
-
-
-def _only_brings(version: Version) -> bool:
-    """Whether nothing dies with it, and nothing comes back."""
-    return version.kind is VersionKind.FACT and not version.deaths
