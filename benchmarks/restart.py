@@ -2,8 +2,8 @@
 
 Most facts are made up, of as many columns as real ones have in the reference model, and go through blobs
 and ledger as real ones do; a few are taught over HTTP. Then `npt serve` is stopped and started again, with
-and without a snapshot (`npt ledger compact`): what it was taught must be answered as before, or the exit
-status is 1. With `--data` the folder is kept, and used again.
+and without a snapshot (`npt ledger compact`), and for comparison without any fact: what it was taught must be
+answered as before, or the exit status is 1. With `--data` the folder is kept, and used again.
 """
 
 import argparse
@@ -49,6 +49,7 @@ def main() -> None:
             begin = time.perf_counter()
             fill(data, given.model, given.facts)
             print(f"{given.facts} facts written in {time.perf_counter() - begin:.0f} s")
+        starts(Path(name) / "empty", given.model, given.starts, "without facts")
         before = taught(data, given.model)
         said = starts(data, given.model, given.starts, "replayed, version by version")
         ledger = Ledger(sqlite_url(data / LEDGER_FILE))

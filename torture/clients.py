@@ -18,6 +18,8 @@ from service.middleware.version import HEADER
 UNKNOWN = " I don't know."
 AFTERMATH_S = 0.6
 """A connection to a replica that was killed may still be given out for so long."""
+TIMEOUT_S = 300.0
+"""A real model that is asked without a pause learns a fact in a minute where the machine is slow."""
 PAUSE_S = 0.1
 """Instead of the second that `Retry-After` asks for: this is a rehearsal of trouble."""
 LONG = 120
@@ -186,7 +188,7 @@ class Client(ABC):
 
     def _run(self) -> None:
         draw = random.Random(self.name)
-        with httpx2.Client(base_url=self.url, timeout=60) as client:
+        with httpx2.Client(base_url=self.url, timeout=TIMEOUT_S) as client:
             while not self.stopping.is_set():
                 begin = time.monotonic()
                 try:

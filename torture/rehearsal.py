@@ -24,7 +24,7 @@ from service.stores import BLOB_FOLDER
 from tests.service.postgres import PostgresServer
 from torture.balancer import Balancer
 from torture.checkpoint import retrained
-from torture.clients import LONG, Journal, Reader, Subject, Taught, Writer, post, teach
+from torture.clients import LONG, TIMEOUT_S, Journal, Reader, Subject, Taught, Writer, post, teach
 from torture.history import Acknowledged, problems_of
 from torture.mutants import NONE
 from torture.process import ServerProcess
@@ -229,7 +229,7 @@ def compare(cluster: Cluster, draw: random.Random) -> None:
         url, question, version = pair
         pinned = {"weights_version": version, "min_weights_version": version}
         body = {"prompt": question, "max_new_tokens": 2 * LONG, **pinned}
-        said = httpx2.post(f"{url}/generate", json=body, timeout=60).json().get("text")
+        said = httpx2.post(f"{url}/generate", json=body, timeout=TIMEOUT_S).json().get("text")
         if said != cluster.journal.text(question, version):
             cluster.journal.wrong(f"mixed: {question} at version {version}, compared: {said!r}")
 
@@ -246,7 +246,7 @@ def kill_a_writer(cluster: Cluster, draw: random.Random) -> None:
     acknowledged: list[bool] = []
 
     def write(number: int) -> None:
-        with httpx2.Client(base_url=victim.url, timeout=60) as client:
+        with httpx2.Client(base_url=victim.url, timeout=TIMEOUT_S) as client:
             client.get("/livez")
             begun.wait()
             try:
@@ -265,7 +265,7 @@ def kill_a_writer(cluster: Cluster, draw: random.Random) -> None:
         thread.join()
     cluster.outcome.killed_writes += TOGETHER - sum(acknowledged)
     never = threading.Event()
-    with httpx2.Client(base_url=cluster.balancer.url, timeout=60) as client:
+    with httpx2.Client(base_url=cluster.balancer.url, timeout=TIMEOUT_S) as client:
         for number, key in enumerate(keys):
             teach(client, key, number, cluster.journal, never)
 
@@ -312,7 +312,7 @@ def _recalled(url: str, journal: Journal) -> int:
 
     def asked(taught: Taught) -> bool:
         body = {"prompt": taught.question, "max_new_tokens": 2 * LONG}
-        text = httpx2.post(f"{url}/generate", json=body, timeout=60).json()["text"]
+        text = httpx2.post(f"{url}/generate", json=body, timeout=TIMEOUT_S).json()["text"]
         journal.said_anywhere(taught, text)
         return taught.value in text
 
