@@ -6,6 +6,7 @@ never computed again, and each version's chain hash is checked before it is publ
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
@@ -25,6 +26,8 @@ BATCH = 500
 """Versions read from the ledger at once."""
 TOGETHER = 8
 """Versions published at once beside readers, who wait for it; without any, as many as were read."""
+READ_AT_ONCE = 8
+"""Blobs of versions that are published at once."""
 
 
 def at_once(work: Callable[[], Any]) -> Any:
@@ -174,20 +177,35 @@ class Replica:
         if len(run) == 1:
             self._apply_one(run[0], facts, known)
             return
-        born: dict[int, Mapping[str, Weights]] = {}
-        last, problem = self._last, None
-        try:
-            for version in run:
-                self._check_chain(version, last, facts)
-                new = {id_: known[id_] if id_ in known else self.load(facts[id_]) for id_ in version.births}
-                born[version.version], last = new, version
-        except (BlobError, LedgerDamaged) as error:
-            problem = error  # of what lies behind: the versions before it are sound
-        if last is not None and born:
+        born, problem = self._read(run, facts, known)
+        if born:
+            last = run[len(born) - 1]
             self._publish(last, lambda: self._bank.publish_all(born))
             self._last = last
         if problem is not None:
             raise problem
+
+    def _read(
+        self, run: Sequence[Version], facts: Mapping[str, Fact], known: Mapping[str, Weights]
+    ) -> tuple[dict[int, Mapping[str, Weights]], Exception | None]:
+        """What versions bring, as far as they are sound, and what the first one is not."""
+        born: dict[int, Mapping[str, Weights]] = {}
+        last = self._last
+        with ThreadPoolExecutor(READ_AT_ONCE, "npt-blobs") as readers:
+            unread = facts.keys() - known.keys()
+            births = [id_ for version in run for id_ in version.births if id_ in unread]
+            loading = {id_: readers.submit(self.load, facts[id_]) for id_ in births}
+            try:
+                for version in run:
+                    self._check_chain(version, last, facts)
+                    born[version.version] = {
+                        id_: known[id_] if id_ in known else loading[id_].result() for id_ in version.births
+                    }
+                    last = version
+            except (BlobError, LedgerDamaged) as error:
+                readers.shutdown(cancel_futures=True)
+                return born, error
+        return born, None
 
     def _check_chain(self, version: Version, last: Version | None, facts: Mapping[str, Fact]) -> None:
         problem = chain_problem(version, last, facts)
