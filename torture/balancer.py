@@ -88,7 +88,9 @@ class Balancer:
     async def _probe(self, port: int) -> None:
         while True:
             try:
-                ready = await asyncio.wait_for(_is_ready(port), PROBE_TIMEOUT_S)
+                # `wait_for` of Python 3.11 may lose the cancellation that comes as it ends.
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    ready = await _is_ready(port)
             except (OSError, TimeoutError):
                 ready = False
             self._tell(port, ready)
