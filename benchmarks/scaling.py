@@ -25,8 +25,9 @@ from npt_core.model import NPTForCausalLM
 from service.access import FRESH_S
 from service.blobs import FolderBlobs
 from service.ledger import Change, Fact, Ledger, VersionKind, now, sqlite_url
+from service.object_blobs import READ_AT_ONCE
 from service.operations import BEAT_S
-from service.replica import POLL_S, READ_AT_ONCE, Replica
+from service.replica import POLL_S, Replica
 from service.weights_codec import decode_snapshot, encode, encode_snapshot
 
 COLUMNS = 9

@@ -1,5 +1,7 @@
 """Old versions become one snapshot: start-up reads it and what follows, and older blobs can go."""
 
+from contextlib import closing
+
 from service.blobs import Blobs
 from service.ledger import SYSTEM, Ledger
 from service.weights_codec import decode, encode_snapshot
@@ -24,8 +26,9 @@ def compact(ledger: Ledger, blobs: Blobs, keep: int) -> int:
     last = ledger.snapshot()
     if last is not None and last.version >= version:
         raise NothingToCompact(f"there is a snapshot of version {last.version}")
-    facts = ledger.facts_by_id(ledger.live(version))
-    data = encode_snapshot({id_: decode(blobs.get(fact.blob)) for id_, fact in facts.items()})
+    facts = ledger.facts_by_id(ledger.live(version)).values()
+    with closing(blobs.get_all([fact.blob for fact in facts])) as stored:
+        data = encode_snapshot({fact.id: decode(each) for fact, each in zip(facts, stored, strict=True)})
     blob = blobs.put(data)
 
     def ensure() -> None:

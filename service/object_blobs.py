@@ -1,13 +1,17 @@
 """Blobs in an object store: S3 and what speaks its protocol."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from obstore.exceptions import BaseError
 
 from service.blobs import PLAIN, BlobMissing, BlobUnavailable, Stored, is_name, opened
 from service.object_stores import open_s3
 from service.sealing import Cipher
+
+READ_AT_ONCE = 8
+"""Objects that are asked for together: each takes its time to come."""
 
 
 class ObjectBlobs:
@@ -45,6 +49,13 @@ class ObjectBlobs:
         except BaseError as error:
             raise BlobUnavailable(where, _reason(error)) from error
         return opened(where, name, data, self._cipher)
+
+    def get_all(self, names: Sequence[str]) -> Generator[bytes]:
+        with ThreadPoolExecutor(READ_AT_ONCE, "npt-blobs") as readers:
+            try:
+                yield from readers.map(self.get, names)
+            finally:
+                readers.shutdown(cancel_futures=True)
 
     def __contains__(self, name: object, /) -> bool:
         try:

@@ -6,7 +6,7 @@ never computed again, and each version's chain hash is checked before it is publ
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import structlog
@@ -26,8 +26,6 @@ BATCH = 500
 """Versions read from the ledger at once."""
 TOGETHER = 8
 """Versions published at once beside readers, who wait for it; without any, as many as were read."""
-READ_AT_ONCE = 8
-"""Blobs of versions that are published at once."""
 
 
 def at_once(work: Callable[[], Any]) -> Any:
@@ -190,20 +188,18 @@ class Replica:
     ) -> tuple[dict[int, Mapping[str, Weights]], Exception | None]:
         """What versions bring, as far as they are sound, and what the first one is not."""
         born: dict[int, Mapping[str, Weights]] = {}
-        last = self._last
-        with ThreadPoolExecutor(READ_AT_ONCE, "npt-blobs") as readers:
-            unread = facts.keys() - known.keys()
-            births = [id_ for version in run for id_ in version.births if id_ in unread]
-            loading = {id_: readers.submit(self.load, facts[id_]) for id_ in births}
+        last, births = self._last, [id_ for version in run for id_ in version.births]
+        unread = [facts[id_].blob for id_ in births if id_ in facts and id_ not in known]
+        with closing(self._blobs.get_all(unread)) as blobs:
             try:
                 for version in run:
                     self._check_chain(version, last, facts)
                     born[version.version] = {
-                        id_: known[id_] if id_ in known else loading[id_].result() for id_ in version.births
+                        id_: known[id_] if id_ in known else self._decoded(facts[id_], next(blobs))
+                        for id_ in version.births
                     }
                     last = version
             except (BlobError, LedgerDamaged) as error:
-                readers.shutdown(cancel_futures=True)
                 return born, error
         return born, None
 
@@ -244,14 +240,19 @@ class Replica:
 
     def load(self, fact: Fact) -> FactWeights:
         """The weights of a fact. Raises as `catch_up`."""
+        return self._decoded(fact, self._blobs.get(fact.blob))
+
+    def _decoded(self, fact: Fact, data: bytes) -> FactWeights:
         try:
-            return decode(self._blobs.get(fact.blob))
+            return decode(data)
         except UndecodableWeights as error:
             raise LedgerDamaged(self._ledger.name, f"blob of fact {fact.id}: {error}") from error
 
     def load_all(self, ids: Collection[str]) -> dict[str, FactWeights]:
         """The weights of facts. Raises as `catch_up`."""
-        return {id_: self.load(fact) for id_, fact in self._ledger.facts_by_id(ids).items()}
+        facts = self._ledger.facts_by_id(ids).values()
+        with closing(self._blobs.get_all([fact.blob for fact in facts])) as blobs:
+            return {fact.id: self._decoded(fact, data) for fact, data in zip(facts, blobs, strict=True)}
 
     def load_fold(self, blob: str | None) -> Fold:
         """What is folded into `down_proj`. Raises as `catch_up`."""

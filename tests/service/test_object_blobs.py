@@ -62,6 +62,20 @@ def test_damaged_or_missing_blob_is_refused(store: ThreadedMotoServer) -> None:
         blobs.get("0" * 64)
 
 
+def test_many_are_given_in_order_up_to_the_one_that_is_missing(store: ThreadedMotoServer) -> None:
+    blobs = ObjectBlobs(URL)
+    data = [bytes([number]) * 100 for number in range(20)]
+    names = [blobs.put(each) for each in data]
+    assert list(blobs.get_all(names)) == data
+    assert list(blobs.get_all([])) == []
+    blobs.delete(names[12])
+    given = []
+    with pytest.raises(BlobMissing, match=names[12]):
+        for each in blobs.get_all(names):
+            given.append(each)
+    assert given == data[:12]
+
+
 def test_bucket_that_is_not_there_is_told_in_one_line(store: ThreadedMotoServer) -> None:
     with pytest.raises(BlobUnavailable, match="s3://elsewhere") as caught:
         ObjectBlobs("s3://elsewhere")
