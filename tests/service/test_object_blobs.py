@@ -69,10 +69,9 @@ def test_many_are_given_in_order_up_to_the_one_that_is_missing(store: ThreadedMo
     assert list(blobs.get_all(names)) == data
     assert list(blobs.get_all([])) == []
     blobs.delete(names[12])
-    given = []
+    given: list[bytes] = []
     with pytest.raises(BlobMissing, match=names[12]):
-        for each in blobs.get_all(names):
-            given.append(each)
+        given.extend(blobs.get_all(names))
     assert given == data[:12]
 
 
