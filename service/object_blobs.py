@@ -4,12 +4,26 @@ import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import structlog
 from obstore.exceptions import BaseError
 
-from service.blobs import PLAIN, BlobMissing, BlobUnavailable, Stored, is_name, opened
+from service.blobs import (
+    PLAIN,
+    BlobDamaged,
+    BlobMissing,
+    BlobSealed,
+    BlobUnavailable,
+    Stored,
+    is_name,
+    opened,
+)
 from service.object_stores import open_s3
 from service.sealing import Cipher
 
+log = structlog.get_logger(__name__)
+
+READS = 3
+"""Of an object that comes damaged, or not to its end: perhaps it is not the store's fault."""
 READ_AT_ONCE = 8
 """Objects that are asked for together: each takes its time to come."""
 
@@ -42,13 +56,20 @@ class ObjectBlobs:
 
     def get(self, name: str) -> bytes:
         where = f"{self._url}/{name}"
-        try:
-            data = self._store.get(name).bytes().to_bytes()
-        except FileNotFoundError as error:
-            raise BlobMissing(where, "is missing") from error
-        except BaseError as error:
-            raise BlobUnavailable(where, _reason(error)) from error
-        return opened(where, name, data, self._cipher)
+        for left in reversed(range(READS)):
+            try:
+                answer = self._store.get(name)
+            except FileNotFoundError as error:
+                raise BlobMissing(where, "is missing") from error
+            except BaseError as error:  # after the store's client has repeated the request
+                raise BlobUnavailable(where, _reason(error)) from error
+            try:
+                return opened(where, name, answer.bytes().to_bytes(), self._cipher)
+            except (BlobDamaged, BlobSealed, BaseError) as error:
+                problem = BlobUnavailable(where, _reason(error)) if isinstance(error, BaseError) else error
+                if left:
+                    log.warning("a blob was spoilt on its way, it is read again", reason=str(problem))
+        raise problem
 
     def get_all(self, names: Sequence[str]) -> Generator[bytes]:
         with ThreadPoolExecutor(READ_AT_ONCE, "npt-blobs") as readers:

@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from service.blobs import BlobDamaged, BlobMissing, BlobUnavailable
 from service.host import open_host
-from service.object_blobs import ObjectBlobs
+from service.object_blobs import READS, ObjectBlobs
 from service.settings import Settings
 from tests.service.conftest import OpenHost, client_of, fake
 from tests.service.fakes import load_fake_runtime
@@ -60,6 +60,33 @@ def test_damaged_or_missing_blob_is_refused(store: ThreadedMotoServer) -> None:
         blobs.get(name)
     with pytest.raises(BlobMissing, match="is missing"):
         blobs.get("0" * 64)
+
+
+@pytest.mark.parametrize(("spoilt", "given"), [(READS - 1, True), (READS, False)])
+def test_what_is_spoilt_on_its_way_is_read_again(
+    store: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch, spoilt: int, given: bool
+) -> None:
+    blobs = ObjectBlobs(URL)
+    name = blobs.put(b"weights")
+    answers = iter([b"weightz"] * spoilt + [b"weights"])
+
+    class Answer:
+        def bytes(self) -> "Answer":
+            return self
+
+        def to_bytes(self) -> bytes:
+            return next(answers)
+
+    class Store:
+        def get(self, _: str) -> Answer:
+            return Answer()
+
+    monkeypatch.setattr(blobs, "_store", Store())
+    if given:
+        assert blobs.get(name) == b"weights"
+    else:
+        with pytest.raises(BlobDamaged):
+            blobs.get(name)
 
 
 def test_many_are_given_in_order_up_to_the_one_that_is_missing(store: ThreadedMotoServer) -> None:
