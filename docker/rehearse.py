@@ -91,6 +91,9 @@ class Builder:
         extras = ROOT / "docker" / "extras.txt"
         run(*download, "--requirement", lock, "--requirement", extras, "--constraint", constraints)
         run(*download, "--requirement", ROOT / "docker" / "sbom.txt")
+        if self._target == "cuda":
+            for other in folder.glob("torch-*+cpu-*"):  # it would be preferred again
+                other.unlink()
         return folder
 
     def build(self, wheels: Path) -> None:
@@ -288,7 +291,9 @@ def main() -> None:
         whole, packages = size(root), size(root / "opt" / "npt")
         components = json.loads((root / "usr/share/npt/sbom.cdx.json").read_text())["components"]
         print(f"{whole / 1e6:.0f} MB: {base / 1e6:.0f} MB base, {packages / 1e6:.0f} MB environment")
-        print(f"{len(components)} packages in its SBOM; user {config['User']}")
+        cuda = sum(each["name"].startswith("nvidia-") for each in components)
+        print(f"{len(components)} packages in its SBOM, {cuda} of NVIDIA's; user {config['User']}")
+        assert bool(cuda) is (given.target == "cuda")
         # Nobody has a GPU where this runs, and that image brings no model.
         told = {} if given.target == "cpu" else {"NPT_DEVICE": "cpu", "NPT_MODEL": MODEL}
         rehearse(Path(place) / "embedded", root, config, **told)

@@ -54,7 +54,9 @@ class Runner:
         batch = Batch.of(spans)
         x = self._forward.hidden(batch, [layer.mlp.plastic for layer in self._weights.layers])
         count = batch.samples.shape[0]
-        samples = batch.samples.expand(MIN_ROWS) if 0 < count < MIN_ROWS else batch.samples
+        samples = batch.samples
+        if 0 < count < MIN_ROWS:
+            samples = torch.cat([samples, samples[-1:].expand(MIN_ROWS - count)])
         if count < x.shape[0]:
             x = x.index_select(0, samples)
         return self._forward.logits(x)[:count].float()

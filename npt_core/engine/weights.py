@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from npt_core.layers import Modulation
 
-MIN_ROWS, MAX_ROWS = 2, 128
-"""Rows of one product. For one row MKL takes another kernel, and from about 200 on it splits the
-sum over the inputs between its threads: both would round differently.
+MIN_ROWS = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
+MAX_ROWS = 128
+"""Rows of one product. For one row MKL takes another kernel, without AVX-512 for up to three, and from about
+200 on it splits the sum over the inputs between its threads: all would round differently.
 """
 
 
