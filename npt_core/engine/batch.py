@@ -13,8 +13,9 @@ from npt_core.engine.weights import MIN_ROWS
 BLOCK = 128
 """Queries of one attention: a prompt is cut at multiples of this, wherever its chunks end."""
 EXACT_KEYS = 384 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 128
-"""Up to so many keys (fewer without AVX-512), further ones that are masked change no bit of a row. Beyond, MKL sums over
-the keys in parts whose borders depend on how many there are: there must be a multiple of `BLOCK`.
+"""Up to so many keys, further ones that are masked change no bit of a row; without AVX-512 they are fewer.
+Beyond, MKL sums over the keys in parts whose borders depend on how many there are: there must be a multiple
+of `BLOCK`.
 """
 
 
