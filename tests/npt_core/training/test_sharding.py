@@ -39,7 +39,7 @@ def test_two_halves_learn_what_one_whole_does(tmp_path: Path) -> None:
     for one, other in zip(expected, found, strict=True):
         assert one["tokens"] == other["tokens"]
         for name in ("loss", "ce", "hidden", "modulation"):
-            assert other[name] == pytest.approx(one[name], rel=1e-4)
+            assert other[name] == pytest.approx(one[name], rel=1e-3)
     assert latest_checkpoint(folders[1]) == folders[1] / f"checkpoint-{STEPS}"
     saved, wanted = load_checkpoint(folders[1] / "model").state_dict(), alone.student.state_dict()
     start = loss(0).student.state_dict()
