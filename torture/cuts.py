@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torture.history import Acknowledged, kinds, problems
+from torture.mounts import do, make_image, mounted, unmount
 from torture.process import WriterProcess
 
 SIZES = {"ext4": "96M", "xfs": "320M"}
@@ -69,17 +70,17 @@ def run(folder: Path, cuts: int, file_system: str, mutant: str = "none", seed: i
 
 def _cut(disk: Path, crash: Path, name: str, file_system: str, made: list[Acknowledged]) -> list[str]:
     clone = disk.with_name("clone.img")
-    _do("cp", "--reflink=always", str(disk), str(clone))
+    do("cp", "--reflink=always", str(disk), str(clone))
     options = "loop,nouuid" if file_system == "xfs" else "loop"
-    mounted = subprocess.run(
+    tried = subprocess.run(
         ["mount", "-o", options, str(clone), str(crash)], capture_output=True, text=True, check=False
     )
-    if mounted.returncode:
-        return [f"not mounted: {mounted.stderr.strip()}"]
+    if tried.returncode:
+        return [f"not mounted: {tried.stderr.strip()}"]
     try:
         return problems(crash / name, made)
     finally:
-        _do("umount", str(crash))
+        unmount(crash)
         clone.unlink()
 
 
@@ -87,27 +88,14 @@ def _cut(disk: Path, crash: Path, name: str, file_system: str, made: list[Acknow
 def _disk(folder: Path, file_system: str) -> Iterator[tuple[Path, Path, Path]]:
     """An image, where it is mounted, and where its clones will be."""
     outer, inner, crash = (folder / name for name in ("outer", "inner", "crash"))
-    for each in (outer, inner, crash):
-        each.mkdir(parents=True)
     image = folder / "outer.img"
-    _do("truncate", "-s", "2G", str(image))
-    _do("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
-    _do("mount", "-o", "loop", str(image), str(outer))
+    crash.mkdir(parents=True)
+    make_image(image, "2G", "mkfs.xfs", "-m", "reflink=1")
     try:
-        disk = outer / "disk.img"
-        _do("truncate", "-s", SIZES[file_system], str(disk))
-        _do(f"mkfs.{file_system}", "-q", str(disk))
-        _do("mount", "-o", "loop", str(disk), str(inner))
-        try:
-            yield disk, inner, crash
-        finally:
-            _do("umount", str(inner))
+        with mounted(image, outer, "-o", "loop"):
+            disk = outer / "disk.img"
+            make_image(disk, SIZES[file_system], f"mkfs.{file_system}")
+            with mounted(disk, inner, "-o", "loop"):
+                yield disk, inner, crash
     finally:
-        _do("umount", str(outer))
         image.unlink()
-
-
-def _do(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -1,10 +1,8 @@
 """A real file system without room, and one that becomes read-only while a process writes. Needs root."""
 
 import random
-import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import httpx2
 
 from torture.history import Acknowledged, problems
 from torture.kill import post
+from torture.mounts import do, make_image, mounted
 from torture.mutants import NONE
 from torture.process import ServerProcess, WriterProcess
 
@@ -120,11 +119,11 @@ def read_only(folder: Path, rounds: int, seed: int = 0) -> Outcome:
     draw, outcome = random.Random(seed), Outcome()
     image = folder / "disk.img"
     for number in range(rounds):
-        _make_ext4(image)
-        with _mounted(image, "loop,errors=remount-ro") as disk:
+        make_image(image, "32M", "mkfs.ext4")
+        with mounted(image, folder / "disk", "-o", "loop,errors=remount-ro") as disk:
             made, found = _struck(disk, draw.uniform(0.0, LONGEST_S), outcome)
-        _do("e2fsck", "-fy", str(image), fine=(0, 1))
-        with _mounted(image, "loop") as disk:
+        do("e2fsck", "-fy", str(image), fine=(0, 1))
+        with mounted(image, folder / "disk", "-o", "loop") as disk:
             found += _goes_on(disk / "data", made)
         outcome.rounds += 1
         outcome.problems += [f"{each} (round {number})" for each in found]
@@ -134,8 +133,8 @@ def read_only(folder: Path, rounds: int, seed: int = 0) -> Outcome:
 def read_only_over_http(folder: Path) -> Outcome:
     """The same as clients see it."""
     outcome, image = Outcome(rounds=1), folder / "disk.img"
-    _make_ext4(image)
-    with _mounted(image, "loop,errors=remount-ro") as disk:
+    make_image(image, "32M", "mkfs.ext4")
+    with mounted(image, folder / "disk", "-o", "loop,errors=remount-ro") as disk:
         server = ServerProcess(disk / "data")
         with httpx2.Client(base_url=server.url, timeout=60) as client:
             made = post(client, "key-0", "The thing 0- is red.").json()
@@ -152,8 +151,8 @@ def read_only_over_http(folder: Path) -> Outcome:
                 outcome.problems.append(f"not read while nothing can be written: {known}, {said!r}")
         if server.stop() != 0:
             outcome.problems.append("unclean: the server did not end with 0")
-    _do("e2fsck", "-fy", str(image), fine=(0, 1))
-    with _mounted(image, "loop") as disk:
+    do("e2fsck", "-fy", str(image), fine=(0, 1))
+    with mounted(image, folder / "disk", "-o", "loop") as disk:
         server = ServerProcess(disk / "data")
         with httpx2.Client(base_url=server.url, timeout=60) as client:
             for number in (0, 1, 2):
@@ -163,23 +162,6 @@ def read_only_over_http(folder: Path) -> Outcome:
                     outcome.problems.append(f"not recovered: {number}, replayed {replayed}: {again.text}")
         server.stop()
     return outcome
-
-
-def _make_ext4(image: Path) -> None:
-    with image.open("wb") as file:
-        file.truncate(32 << 20)
-    _do("mkfs.ext4", "-q", str(image))
-
-
-@contextmanager
-def _mounted(image: Path, options: str) -> Iterator[Path]:
-    disk = image.with_suffix("")
-    disk.mkdir(exist_ok=True)
-    _do("mount", "-o", options, str(image), str(disk))
-    try:
-        yield disk
-    finally:
-        _do("umount", str(disk))
 
 
 def _struck(disk: Path, seconds: float, outcome: Outcome) -> tuple[list[Acknowledged], list[str]]:
@@ -213,7 +195,7 @@ def _struck(disk: Path, seconds: float, outcome: Outcome) -> tuple[list[Acknowle
 
 def _strike(disk: Path) -> None:
     """What the kernel does where it finds its file system inconsistent."""
-    device = Path(_do("findmnt", "-n", "-o", "SOURCE", str(disk)).strip()).name
+    device = Path(do("findmnt", "-n", "-o", "SOURCE", str(disk)).strip()).name
     Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
 
 
@@ -230,23 +212,9 @@ def _goes_on(data: Path, made: list[Acknowledged]) -> list[str]:
     return [*found, *problems(data, made)]
 
 
-@contextmanager
-def _small(folder: Path, size: str) -> Iterator[Path]:
-    disk = folder / "small"
-    disk.mkdir(exist_ok=True)
-    _do("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
-    try:
-        yield disk
-    finally:
-        _do("umount", str(disk))
+def _small(folder: Path, size: str) -> AbstractContextManager[Path]:
+    return mounted("tmpfs", folder / "small", "-t", "tmpfs", "-o", f"size={size}")
 
 
 def _give_room(disk: Path) -> None:
-    _do("mount", "-o", f"remount,size={AMPLE}", str(disk))
-
-
-def _do(*command: str, fine: tuple[int, ...] = (0,)) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in fine:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
+    do("mount", "-o", f"remount,size={AMPLE}", str(disk))
