@@ -45,7 +45,7 @@ def kill_everywhere(folder: Path, changes: tuple[str, ...] = CHANGES) -> Outcome
                 if said is not None and said.startswith("{"):
                     made.append(Acknowledged.read(said))
                 elif said is not None and not said.startswith("tidied"):
-                    outcome.problems += _told(change, call, number, [f"refused: {said}"])
+                    outcome.problems += _told(change, call, number, [said])
                 outcome.problems += _told(change, call, number, problems(data, made))
                 if not hit:
                     break
