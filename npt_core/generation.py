@@ -14,6 +14,8 @@ SEED_STRIDE = 1_000_003
 """Between the seeds of two decodings, so that the seeds of their prompts do not meet."""
 MIN_SHARED = 8
 """Tokens that prompts must share before reading them once is worth a pass of its own."""
+LIKELIEST = 64
+"""Tokens that are looked at first for a nucleus: sorting them takes a fraction of sorting all."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,12 @@ def _choose(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
     """The next token of each row of `logits` `[B, vocab]`; `uniforms` `[B, 1]` pick from the nucleus."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
-    weights, ids = torch.softmax(logits / decoding.temperature, -1).sort(-1, descending=True)
-    total = weights.cumsum(-1)
+    probabilities = torch.softmax(logits / decoding.temperature, -1)
+    for count in (LIKELIEST, logits.shape[-1]):
+        weights, ids = probabilities.topk(min(count, logits.shape[-1]), -1)
+        total = weights.cumsum(-1)
+        if bool((total[:, -1] >= decoding.top_p).all()):
+            break
     inside = weights.masked_fill(total - weights >= decoding.top_p, 0.0).cumsum(-1)
     place = torch.searchsorted(inside, uniforms.to(inside) * inside[:, -1:], right=True)
     return ids.gather(-1, place.clamp(max=ids.shape[-1] - 1))[:, 0]

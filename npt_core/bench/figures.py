@@ -45,15 +45,39 @@ class Figures:
         return cls(streams, total / wall_s, *_percentiles(firsts), *_percentiles(gaps))
 
 
+@dataclass
+class Rounds:
+    """Rounds `answered(seed)` of `streams` answers each, after one to warm up."""
+
+    streams: int
+    answered: Callable[[int], Sequence[Timeline]]
+    answers: list[Timeline] = field(default_factory=list)
+    wall_s: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.answered(self.seed)
+
+    def go_on(self, seconds: float) -> None:
+        """For at least so many seconds, and one round."""
+        begin, took = time.perf_counter(), 0.0
+        while not took or took < seconds:
+            self.seed += 1
+            self.answers += self.answered(self.seed)
+            took = time.perf_counter() - begin
+        self.wall_s += took
+
+    @property
+    def figures(self) -> Figures:
+        """Of all rounds so far."""
+        return Figures.of(self.streams, self.answers, self.wall_s)
+
+
 def rounds(streams: int, seconds: float, answered: Callable[[int], Sequence[Timeline]]) -> Figures:
-    """Rounds `answered(seed)` of `streams` answers each, for at least `seconds`, after one to warm up."""
-    answered(0)
-    answers: list[Timeline] = []
-    begin, seed = time.perf_counter(), 0
-    while not answers or time.perf_counter() - begin < seconds:
-        seed += 1
-        answers += answered(seed)
-    return Figures.of(streams, answers, time.perf_counter() - begin)
+    """What rounds of at least `seconds` show."""
+    made = Rounds(streams, answered)
+    made.go_on(seconds)
+    return made.figures
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:

@@ -6,31 +6,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npt_core.bench.load import measure, running
+from npt_core.bench.load import load_of, running
 from npt_core.bench.writers import Writer
 from npt_core.engine import alone
 from npt_core.loading import load_runtime
 from npt_core.placement import Device, DType
 
+TURNS = 4
+
 
 def measure_interference(
     model: Path, cache: Path, device: Device, dtype: DType, streams: int, seconds: float
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Figures before the writer starts, figures beside it, and what it wrote.
+    """Figures without a writer, figures beside one, and what it wrote; by turns of `seconds` each, so that
+    what else the machine does meanwhile falls on both.
 
     The model is loaded anew: every number of streams begins with an empty bank.
     """
     runtime = alone(load_runtime, model, device=device, dtype=dtype, cache=cache)
     vocabulary = runtime.model.config.vocab_size
     with running(runtime.model, runtime.bank, streams) as engine:
-        before = measure(engine, streams, vocabulary, seconds)
         runtime.consolidator.give_way(engine.pause)
-        with Writer(runtime, engine) as writer:
-            during = measure(engine, streams, vocabulary, seconds)
+        writer = Writer(runtime, engine)
+        without, beside = (load_of(engine, streams, vocabulary, seed) for seed in (0, 1_000_000))
+        for _ in range(TURNS):
+            without.go_on(seconds)
+            with writer:
+                beside.go_on(seconds)
     done = writer.outcome
     return (
-        asdict(before),
-        asdict(during),
+        asdict(without.figures),
+        asdict(beside.figures),
         written(streams, done.written, {"refused": done.refused}, done.seconds, done.publications),
     )
 

@@ -26,30 +26,34 @@ class Writing:
 
 
 class Writer:
-    """Within the block, one fact is begun every second, or as soon as the last is done."""
+    """Within a block, one fact is begun every second, or as soon as the last is done; at its end the last
+    one is done, too.
+    """
 
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
         self.outcome = Writing()
         self._runtime = runtime
         self._engine = engine
         # Drawn before the clock runs: it keeps the interpreter busy.
-        self._sentences = drawn("random", SEED, MOST).statements
+        self._sentences = iter(drawn("random", SEED, MOST).statements)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Writer":
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _work(self) -> None:
-        sentences = iter(self._sentences)
         while not self._stop.is_set():
             begin = time.perf_counter()
-            self._write(next(sentences))
+            self._write(next(self._sentences))
             took = time.perf_counter() - begin
             self.outcome.seconds.append(took)
             self._stop.wait(max(1.0 - took, 0.0))

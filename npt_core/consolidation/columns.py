@@ -19,7 +19,7 @@ from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
 Position = tuple[int, int]
-BLOCK = 4096
+BLOCK = 2048
 """Reference keys that are compared at once: what is computed of them stays in the cache."""
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from random import Random
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from npt_core.bank import Bank, FactWeights
 from npt_core.consolidation.calibration import Calibration, PlasticityConfig
@@ -32,6 +32,7 @@ from npt_core.consolidation.errors import (
     UnreadableFact,
 )
 from npt_core.consolidation.modulation import checked_ids, modulation_weights
+from npt_core.consolidation.pieces import compute_in_pieces
 from npt_core.consolidation.probes import (
     MAX_PROBE_TOKENS,
     Probe,
@@ -113,13 +114,11 @@ class Consolidator:
         self._tell = tell
 
     def give_way(self, pause: Callable[[], None]) -> None:
-        """From now on `pause` is called between pieces of a few milliseconds: before each linear map,
-        which are nearly all of a forward's time, and between parts of the leak check.
+        """From now on `pause` is called between pieces of about a millisecond: of every pass, and of the leak
+        check.
         """
         self._pause = pause
-        for module in self.model.modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(lambda *_: self._pause())
+        compute_in_pieces(self.model, pause)
 
     @property
     def config(self) -> PlasticityConfig:

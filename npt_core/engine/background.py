@@ -15,12 +15,22 @@ from typing import TypeVar
 from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
-FORGETTING = 0.98
-"""With each step, and each piece, the slowest so far counts so much of what it did."""
-RISE, FILL = 1.25, 0.8
-"""A step makes the slowest so far at most so many times slower; a short one is filled up to this part."""
+SLOW, RATE = 0.95, 0.04
+"""The share of steps, and of pieces, that a slow one is not exceeded by; how fast its estimate follows."""
 SAVINGS = 20
 """What may be saved up for short steps, in shares of a slow one."""
+
+
+class _Slow:
+    """What SLOW of all durations so far do not exceed, and the late ones more than the early."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def tell(self, seconds: float) -> None:
+        # Up and down in proportion: at rest where SLOW are shorter.
+        up = seconds > self.seconds
+        self.seconds = self.seconds * (1 + RATE * (SLOW if up else SLOW - 1)) or seconds
 
 
 class Background:
@@ -40,8 +50,8 @@ class Background:
         self._running: greenlet | None = None
         self._steps = getcurrent()  # where `advance` was called
         self._credit = 0.0
-        self._last = self._slowest = 0.0  # seconds of the last step, and of the slowest lately
-        self._piece, self._begun = 0.0, 0.0  # seconds of the longest piece lately; when this one began
+        self._step, self._piece = _Slow(), _Slow()
+        self._last = self._begun = 0.0  # seconds of the last step; when this piece began
         self._deadline: float | None = None
 
     @property
@@ -75,8 +85,8 @@ class Background:
             leave = self._due()
         else:
             now = time.perf_counter()
-            self._piece = max(now - self._begun, FORGETTING * self._piece)
-            leave = now + self._piece > self._deadline
+            self._piece.tell(now - self._begun)
+            leave = now + self._piece.seconds > self._deadline
         if leave:
             self._steps.switch()
         self._begun = time.perf_counter()
@@ -84,18 +94,16 @@ class Background:
     def earn(self, step_seconds: float) -> None:
         """A step took so long: pieces may take their share of it."""
         self._last = step_seconds
-        # One that stands out alone counts little: what delayed it says nothing about the next.
-        believed = min(step_seconds, RISE * self._slowest) if self._slowest else step_seconds
-        self._slowest = max(believed, FORGETTING * self._slowest)
+        self._step.tell(step_seconds)
         saved = self._credit if self.pending else min(self._credit, 0.0)
         self._credit = saved + self._allowance * step_seconds
 
     def advance(self, busy: bool) -> None:
         """Compute pieces: while `busy` beside steps as many as were earned, otherwise until one is due.
 
-        Pieces wait for short steps, which with them take no longer than long ones without: what is
-        noticed of writing is the share it takes, and hardly in the slowest tokens. Where all steps are
-        alike, savings run over and are spent at once.
+        Pieces wait for short steps, which with them take no longer than slow ones without: what is
+        noticed of writing is the share it takes, and hardly in the slowest tokens. Where there is no room
+        beside any step, savings run over, and a piece is computed all the same.
         """
         self._attend()
         if not self.pending:
@@ -104,12 +112,12 @@ class Background:
             self._deadline, self._credit = None, 0.0
             self._resume()
             return
-        savings = SAVINGS * self._allowance * self._slowest
-        room = min(self._credit, FILL * self._slowest - self._last)
-        if self._credit <= 0 or (self._credit <= savings and room <= self._piece):
+        savings = SAVINGS * self._allowance * self._step.seconds
+        room = min(self._credit, self._step.seconds - self._last)
+        if room <= self._piece.seconds and self._credit <= savings:
             return
         begin = time.perf_counter()
-        self._deadline = begin + max(room, self._credit - savings)
+        self._deadline = begin + room
         self._resume()
         self._credit -= time.perf_counter() - begin
 

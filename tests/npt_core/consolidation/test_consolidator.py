@@ -20,6 +20,7 @@ from npt_core.consolidation import (
     UnreadableFact,
     WriteReport,
     WriteRequest,
+    pieces,
 )
 from npt_core.consolidation.consolidator import ATTEMPTS, READINGS
 from npt_core.consolidation.states import run
@@ -221,4 +222,21 @@ def test_pauses_between_pieces_change_nothing(consolidator: Consolidator) -> Non
     consolidator.give_way(lambda: pauses.append(1))
     assert torch.equal(run(consolidator.model, [[5, 6, 7]], ()).logits, before)
     linear_maps = sum(isinstance(module, torch.nn.Linear) for module in consolidator.model.modules())
-    assert len(pauses) == linear_maps
+    assert len(pauses) > 2 * linear_maps
+
+
+def test_a_large_product_is_computed_in_parts(
+    consolidator: Consolidator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [list(range(3, 43))] * 3
+    before = run(consolidator.model, rows, ()).logits
+    pauses = list[int]()
+    consolidator.give_way(lambda: pauses.append(1))
+    after = run(consolidator.model, rows, ()).logits
+    whole = len(pauses)
+    monkeypatch.setattr(pieces, "PIECE", 1)
+    in_parts = run(consolidator.model, rows, ()).logits
+    assert torch.equal(after, before)
+    linear_maps = sum(isinstance(module, torch.nn.Linear) for module in consolidator.model.modules())
+    assert len(pauses) - whole == whole + linear_maps * -(-len(rows) * 40 // pieces.MIN_ROWS)
+    torch.testing.assert_close(in_parts, before)

@@ -1,3 +1,4 @@
+import random
 import threading
 from collections.abc import Iterator
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from npt_core.engine import Engine, EngineClosed, EngineConfig, GenerationRequest, SamplingParams
-from npt_core.engine.background import SAVINGS, Background
+from npt_core.engine.background import SAVINGS, Background, _Slow
 from tests.npt_core.engine.fakes import CountingRunner
 
 
@@ -89,13 +90,24 @@ def test_pieces_wait_for_a_short_step() -> None:
     assert pieces[0] > 0
 
 
-def test_where_all_steps_are_alike_pieces_wait_no_longer_than_savings_last() -> None:
+def test_where_all_steps_are_alike_a_piece_waits_no_longer_than_savings_last() -> None:
     background = Background(0.5, lambda: True)
     pieces = counting(background)
     for _ in range(SAVINGS + 2):
         background.earn(0.01)
+        background._step.seconds = 0.01
         background.advance(busy=True)
     assert pieces[0] > 0
+
+
+def test_a_slow_step_is_one_that_few_exceed() -> None:
+    slow, draw = _Slow(), random.Random(0)
+    for _ in range(5000):
+        slow.tell(draw.uniform(1.0, 2.0))
+    assert slow.seconds == pytest.approx(1.95, rel=0.05)
+    for _ in range(5000):
+        slow.tell(draw.uniform(0.1, 0.2))
+    assert slow.seconds == pytest.approx(0.195, rel=0.05)
 
 
 def test_jobs_follow_one_another_and_a_failure_ends_one_alone() -> None:
