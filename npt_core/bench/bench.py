@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -26,7 +26,6 @@ from npt_core.bench.report import save
 from npt_core.bench.rollback import measure_rollback
 from npt_core.bench.roofline import measure_roofline
 from npt_core.bench.rows import (
-    BEFORE,
     CONTINUOUS,
     GENERATE,
     LLAMA_CPP,
@@ -34,6 +33,7 @@ from npt_core.bench.rows import (
     NPT,
     PLAIN,
     UNDRAFTED,
+    WITHOUT,
     WRITING,
 )
 from npt_core.bench.startup import measure_startup
@@ -58,6 +58,8 @@ _UNDONE = (1, 100)
 """Facts that a rollback takes back, of 1,000."""
 _LEAST_WRITING_S = 5.0
 """A few facts should land, at one a second."""
+PARTS = ("startup", "peers", "overhead", "columns", "rollback", "writing")
+"""What can be measured by itself; the roofline comes with the peers."""
 
 
 def run_bench(
@@ -70,10 +72,11 @@ def run_bench(
     tell: Tell = log.info,
     device: Device = "auto",
     dtype: DType = "auto",
+    parts: Collection[str] = PARTS,
 ) -> str:
     """Measures, writes `bench.json`, `bench.md` and `bench.png` into `out`, and returns the table.
 
-    `tell` hears what is measured next.
+    `tell` hears what is measured next, which is `parts` of all `PARTS`.
 
     Raises:
         CheckpointError: `model` or `teacher` cannot be loaded.
@@ -88,20 +91,27 @@ def run_bench(
         else:
             plain = alone(load_teacher, teacher, runtime.model)
         results: dict[str, Any] = {"conditions": _conditions(model, teacher, runtime)}
-        tell("start-up")
-        results["startup"] = measure_startup(model, scratch, max(streams), device, dtype)
-        contenders = _contenders(runtime, plain, scratch / "plain.gguf", seconds)
-        loads = results["loads"] = _loads(contenders, streams, tell)
-        results["overhead"] = _overhead(runtime, plain, streams, seconds, tell)
-        results["columns"] = _columns(runtime, columns, seconds, tell)
-        results["rollback"] = _rollbacks(runtime, streams, seconds, tell)
-        wait = max(2 * seconds, _LEAST_WRITING_S)
-        interfered = partial(measure_interference, model, scratch, device, dtype)
-        results["writing"] = _writing(interfered, loads, streams, wait, tell)
-        tell("memory bandwidth")
-        models = {NPT: runtime.model, PLAIN: plain, LLAMA_CPP: plain}
-        models = {name: served for name, served in models.items() if name in loads}
-        results["roofline"] = alone(measure_roofline, models, loads, min(streams))
+        loads: Loads = {}
+        results["loads"] = loads
+        if "startup" in parts:
+            tell("start-up")
+            results["startup"] = measure_startup(model, scratch, max(streams), device, dtype)
+        if "peers" in parts:
+            contenders = _contenders(runtime, plain, scratch / "plain.gguf", seconds)
+            loads |= _loads(contenders, streams, tell)
+            tell("memory bandwidth")
+            models = {NPT: runtime.model, PLAIN: plain, LLAMA_CPP: plain}
+            models = {name: served for name, served in models.items() if name in loads}
+            results["roofline"] = alone(measure_roofline, models, loads, min(streams))
+        if "overhead" in parts:
+            results["overhead"] = _overhead(runtime, plain, streams, seconds, tell)
+        if "columns" in parts:
+            results["columns"] = _columns(runtime, columns, seconds, tell)
+        if "rollback" in parts:
+            results["rollback"] = _rollbacks(runtime, streams, seconds, tell)
+        if "writing" in parts:
+            interfered = partial(measure_interference, model, scratch, device, dtype)
+            results["writing"] = _writing(interfered, loads, streams, max(seconds, _LEAST_WRITING_S), tell)
     return save(results, out)
 
 
@@ -205,11 +215,11 @@ def _writing(
     seconds: float,
     tell: Tell,
 ) -> list[dict[str, Any]]:
-    loads[BEFORE], loads[WRITING], outcomes = [], [], []
+    loads[WITHOUT], loads[WRITING], outcomes = [], [], []
     for count in streams:
         tell(f"{WRITING}, {count} streams")
         before, during, outcome = interfered(count, seconds)
-        loads[BEFORE].append(before)
+        loads[WITHOUT].append(before)
         loads[WRITING].append(during)
         outcomes.append(outcome)
     return outcomes

@@ -12,7 +12,7 @@ from npt_core.engine import alone
 from npt_core.loading import load_runtime
 from npt_core.placement import Device, DType
 
-TURNS = 4
+TURNS = 3
 
 
 def measure_interference(

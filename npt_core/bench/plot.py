@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
-from npt_core.bench.rows import BEFORE, SERVER, SERVER_WRITING, WRITING
+from npt_core.bench.rows import SERVER, SERVER_WRITING, WITHOUT, WRITING
 
-_WRITERS = (BEFORE, WRITING, SERVER, SERVER_WRITING)
+_WRITERS = (WITHOUT, WRITING, SERVER, SERVER_WRITING)
 
 
 def draw(loads: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

@@ -21,6 +21,10 @@ def command(
     ),
     streams: Annotated[str, typer.Option(help="Numbers of streams, with commas.")] = "1,4,16,64",
     seconds: Annotated[float, typer.Option(min=0.1, help="Least seconds a measurement.")] = 5.0,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Of startup, peers, overhead, columns, rollback and writing, with commas.  [all]"),
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Load this running server instead of a model here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -38,7 +42,7 @@ def command(
         fail("--writes goes with --url")
     from transformers.utils import logging
 
-    from npt_core.bench.bench import run_bench
+    from npt_core.bench.bench import PARTS, run_bench
     from npt_core.checkpoint import CheckpointError
     from npt_core.engine import UnsupportedModel
     from npt_core.placement import Device, DType, Unplaceable
@@ -49,9 +53,13 @@ def command(
     def tell(what: str) -> None:
         typer.echo(what, err=True)
 
-    placement = {"device": _one_of(device, Device, "--device"), "dtype": _one_of(dtype, DType, "--dtype")}
+    placement = {
+        "device": _one_of(device, get_args(Device), "--device"),
+        "dtype": _one_of(dtype, get_args(DType), "--dtype"),
+    }
+    parts = PARTS if only is None else [_one_of(part, PARTS, "--only") for part in only.split(",")]
     with told_in_one_line(CheckpointError, Unplaceable, UnsupportedModel, ValueError, OSError):
-        typer.echo(run_bench(model, out, counts, seconds, teacher, tell=tell, **placement))
+        typer.echo(run_bench(model, out, counts, seconds, teacher, tell=tell, parts=parts, **placement))
 
 
 def _load_server(url: str, counts: Sequence[int], seconds: float, writes: bool, out: Path) -> None:
@@ -63,9 +71,9 @@ def _load_server(url: str, counts: Sequence[int], seconds: float, writes: bool, 
         typer.echo(save(asyncio.run(measure_server(url, counts, seconds, writes)), out))
 
 
-def _one_of(value: str, choices: Any, option: str) -> Any:
-    if value not in get_args(choices):
-        fail(f"{option} {value!r} is none of {', '.join(get_args(choices))}")
+def _one_of(value: str, choices: Sequence[str], option: str) -> Any:
+    if value not in choices:
+        fail(f"{option} {value!r} is none of {', '.join(choices)}")
     return value
 
 

@@ -9,7 +9,6 @@ import pytest
 from npt_core.bench import bench
 from npt_core.bench.bench import run_bench
 from npt_core.bench.rows import (
-    BEFORE,
     CONTINUOUS,
     GENERATE,
     LLAMA_CPP,
@@ -17,6 +16,7 @@ from npt_core.bench.rows import (
     NPT,
     PLAIN,
     UNDRAFTED,
+    WITHOUT,
     WRITING,
 )
 from tests.npt_core.tiny import calibrated, new_llama, new_npt, plain_template, tokenizer
@@ -43,7 +43,7 @@ def test_every_measurement_is_in_the_results(
     results = json.loads((tmp_path / "bench.json").read_text())
     loads = results["loads"]
     assert {name for name, rows in loads.items() if len(rows) == 1} == {UNDRAFTED, LOOKUP}
-    both = {NPT, PLAIN, GENERATE, CONTINUOUS, LLAMA_CPP, BEFORE, WRITING}
+    both = {NPT, PLAIN, GENERATE, CONTINUOUS, LLAMA_CPP, WITHOUT, WRITING}
     assert {name for name, rows in loads.items() if [row["streams"] for row in rows] == [1, 2]} == both
     for name, row in ((name, row) for name, rows in loads.items() for row in rows):
         if name == LLAMA_CPP and not _installed("llama_cpp", "gguf"):
@@ -68,6 +68,13 @@ def test_every_measurement_is_in_the_results(
     assert [line["row"] for line in results["roofline"]["lines"]] == [NPT, PLAIN, LLAMA_CPP]
     assert f"The plain Llama: {tmp_path / 'teacher'}." in table
     assert f"{LLAMA_CPP}, 2 streams" in told
+
+
+def test_a_part_is_measured_by_itself(checkpoint: Path, tmp_path: Path) -> None:
+    run_bench(checkpoint, tmp_path, (1,), 0.01, parts=("overhead",))
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert results.keys() == {"conditions", "loads", "overhead"}
+    assert results["loads"] == {}
 
 
 def _installed(*packages: str) -> bool:

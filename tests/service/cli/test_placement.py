@@ -17,6 +17,7 @@ from service.cli import app
         (("--device", "cuda"), "no CUDA device"),
         (("--device", "tpu"), "none of auto, cpu, cuda"),
         (("--dtype", "int8"), "none of auto, float32, bfloat16, float16"),
+        (("--only", "overhead,peer"), "'peer' is none of startup, peers, overhead"),
     ],
 )
 def test_bench_refuses(
