@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,9 @@ class Double:
 class _SlowModel(FakeModel):
     step_s = 0.0
 
-    def run(self, spans: Sequence[Span], /) -> Tensor:
+    def run(self, spans: Sequence[Span], between: Callable[[], None], /) -> Tensor:
         time.sleep(self.step_s)
-        return super().run(spans)
+        return super().run(spans, between)
 
 
 class _SlowConsolidator(FakeConsolidator):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
 from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Background:
         noticed of writing is the share it takes, and hardly in the slowest tokens. Where there is no room
         beside any step, savings run over, and a piece is computed all the same.
         """
-        self._attend()
+        self.attend()
         if not self.pending:
             return
         if not busy:
@@ -125,12 +126,14 @@ class Background:
         """Compute every job to its end."""
         self._deadline = float("inf")
         while self.pending:
-            self._attend()
+            self.attend()
             self._resume()
 
-    def _attend(self) -> None:
+    def attend(self) -> None:
+        """Do what is urgent."""
         while self._urgent:
-            self._urgent.popleft()()
+            with torch.inference_mode(False):  # within a step, too
+                self._urgent.popleft()()
 
     def _resume(self) -> None:
         if self._running is None and not self._jobs:

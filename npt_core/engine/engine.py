@@ -65,9 +65,10 @@ class StepRunner(Protocol):
     def batch_tokens(self) -> int:
         """Tokens of a step that reads prompts: more would make those who decode wait for long."""
 
-    def run(self, spans: Seq[Span], /) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
         """Next-token logits `[samples, vocab]`, float32, of the spans that sample and, each after its
-        span's, of drafts.
+        span's, of drafts. `between` may publish versions, which the spans do not see; it is called wherever
+        that can be done in the middle of a step.
         """
 
 
@@ -180,8 +181,8 @@ class Engine:
     def execute(self, work: Callable[[], T], urgent: bool = False) -> T:
         """What `work` returns or raises, computed on the engine's thread between steps. Thread-safe.
 
-        Where `work` calls `pause`, steps go first. What is `urgent`, such as a publication, is done as soon
-        as the current step ends, even where other work is half done. Raises EngineClosed after `close`.
+        Where `work` calls `pause`, steps go first. What is `urgent`, a publication, is done in the middle of
+        the current step or at its end, even where other work is half done. Raises EngineClosed after `close`.
         """
         if threading.current_thread() is self._thread:
             return work()
@@ -261,7 +262,7 @@ class Engine:
         begin = time.perf_counter()
         try:
             if spans:
-                self._hand_out(spans, self._runner.run(spans))
+                self._hand_out(spans, self._runner.run(spans, self._background.attend))
         except Exception:
             # The last line of defence: a failing step must not take the engine along.
             log.exception("a step failed")

@@ -19,6 +19,10 @@ Attend = Callable[[int, Tensor], Tensor]
 """Layer and queries `[rows, heads, head_dim]` to what attention mixes, `[rows, heads * head_dim]`."""
 
 
+def nothing() -> None:
+    """Nothing goes between."""
+
+
 class Rows(Protocol):
     """A batch: one row a token. `versions` and `scales` are one value if all rows agree."""
 
@@ -61,8 +65,12 @@ class Forward(Generic[B]):
         self._heads, self._kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         self._width = weights.cos.shape[-1]
 
-    def hidden(self, batch: B, plastics: Seq[Plastic | None]) -> Tensor:
-        """Hidden states `[rows, d]` before the last norm; `plastics` is what facts add to each layer."""
+    def hidden(
+        self, batch: B, plastics: Seq[Plastic | None], between: Callable[[], None] = nothing
+    ) -> Tensor:
+        """Hidden states `[rows, d]` before the last norm; `plastics` is what facts add to each layer.
+        `between` is called before each attention and each MLP.
+        """
         weights, kernels = self._weights, self._kernels
         attend = self._memory.attending(batch)
         rotary = weights.cos[batch.positions], weights.sin[batch.positions]
@@ -70,7 +78,9 @@ class Forward(Generic[B]):
         n = weights.layers[0].input_norm(x)
         following = [*(layer.input_norm for layer in weights.layers[1:]), None]
         for index, (layer, after) in enumerate(zip(weights.layers, following, strict=True)):
+            between()
             a = self._attention(index, layer, n, rotary, batch, attend)
+            between()
             x, n = kernels.added(x, a, layer.mlp_norm) if layer.residual else (x, layer.mlp_norm(x))
             y = self._mlp(layer, plastics[index], n, a, batch)
             x, n = (x + y, n) if after is None else kernels.added(x, y, after)

@@ -1,5 +1,6 @@
 """One step of the model on a GPU: decoding by CUDA graphs, everything else launch by launch."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npt_core.bank.resident import Places, ResidentLayer
-from npt_core.engine.forward import Forward
+from npt_core.engine.forward import Forward, nothing
 from npt_core.engine.graphs import LARGEST, Capture, CudaCapture, DecodeGraphs
 from npt_core.engine.kernels import Kernels
 from npt_core.engine.page_table import pages_for
@@ -83,8 +84,8 @@ class PagedRunner:
         )
 
     @torch.inference_mode()
-    def run(self, spans: Seq[Span]) -> Tensor:
-        """As `StepRunner.run`."""
+    def run(self, spans: Seq[Span], _between: Callable[[], None] = nothing) -> Tensor:
+        """As `StepRunner.run`; a step is launched as a whole, and nothing goes between."""
         if self._weights.refresh():
             self.graphs.clear()
         laid = Laid.of(spans, PAGE_SIZE)

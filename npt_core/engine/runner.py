@@ -1,5 +1,6 @@
 """One step of the model on a CPU."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from npt_core.engine.attention import KeyValues
 from npt_core.engine.batch import Batch
-from npt_core.engine.forward import Forward
+from npt_core.engine.forward import Forward, nothing
 from npt_core.engine.kernels import Kernels
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
@@ -48,15 +49,17 @@ class Runner:
         self._forward = Forward(model, self._weights, self.memory, Kernels.plain(self._weights.activation))
 
     @torch.inference_mode()
-    def run(self, spans: Seq[Span]) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None] = nothing) -> Tensor:
         """As `StepRunner.run`."""
         self._weights.refresh()
         batch = Batch.of(spans)
-        x = self._forward.hidden(batch, [layer.mlp.plastic for layer in self._weights.layers])
+        x = self._forward.hidden(batch, [layer.mlp.plastic for layer in self._weights.layers], between)
         count = batch.samples.shape[0]
         samples = batch.samples
         if 0 < count < MIN_ROWS:
             samples = torch.cat([samples, samples[-1:].expand(MIN_ROWS - count)])
         if count < x.shape[0]:
             x = x.index_select(0, samples)
-        return self._forward.logits(x)[:count].float()
+        logits = self._forward.logits(x)[:count].float()
+        between()
+        return logits

@@ -146,7 +146,7 @@ class FakeModel:
         self.fails = False
         self.forwards = 0
 
-    def run(self, spans: Sequence[Span], /) -> Tensor:
+    def run(self, spans: Sequence[Span], between: Callable[[], None], /) -> Tensor:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()

@@ -1,6 +1,7 @@
 """A runner that counts: after token t comes t + 1 + weights_version, modulo the vocabulary."""
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -29,10 +30,11 @@ class CountingRunner:
         self.entered = threading.Semaphore(0)
         self.calls: list[dict[str, Any]] = []
 
-    def run(self, spans: Seq[Span], /) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()
+        between()
         logits = torch.zeros(sum(span.samples for span in spans), VOCAB)
         for row, span in enumerate(span for span in spans if span.samples):
             logits[row, (span.sequence.tokens[-1] + 1 + span.sequence.version) % VOCAB] = 10.0
@@ -50,10 +52,10 @@ class CountingRunner:
 class BrokenRunner(CountingRunner):
     """Fails in its second step."""
 
-    def run(self, spans: Seq[Span], /) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
         if self.calls:
             raise RuntimeError("out of memory")
-        return super().run(spans)
+        return super().run(spans, between)
 
 
 class RememberingRunner(CountingRunner):
@@ -65,7 +67,7 @@ class RememberingRunner(CountingRunner):
         super().__init__(gate, num_pages * PAGE, num_pages)
         self.memory: dict[int, tuple[Any, int]] = {}
 
-    def run(self, spans: Seq[Span], /) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
         self.entered.release()
         if self.gate is not None:
             self.gate.acquire()

@@ -235,3 +235,13 @@ def test_what_is_urgent_needs_no_savings_and_is_done_before_the_end() -> None:
     other.add(lambda: done.append("urgent"), urgent=True)
     other.finish()
     assert done == ["published", "urgent", "job"]
+
+
+def test_what_is_urgent_is_done_within_a_step(engine: Engine, runner: CountingRunner) -> None:
+    assert runner.gate is not None
+    stream = engine.submit(GenerationRequest((1, 2, 3), SamplingParams(max_new_tokens=1)))
+    assert runner.entered.acquire(timeout=10)  # the step is under way, and waits
+    steps = engine._background.add(lambda: len(runner.calls), urgent=True)
+    runner.gate.release(10)
+    assert steps.result(10) == 0
+    assert len(list(stream)) == 2

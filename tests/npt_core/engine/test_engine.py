@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -225,11 +225,11 @@ class FailingOnce(CountingRunner):
 
     failed = False
 
-    def run(self, spans: Seq[Span], /) -> Tensor:
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
         if self.calls and not self.failed:
             self.failed = True
             raise RuntimeError("out of memory")
-        return super().run(spans)
+        return super().run(spans, between)
 
 
 def test_failing_step_ends_everybody_who_took_part_and_nobody_else() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -11,7 +11,18 @@ from torch.nn import functional as F
 
 from npt_core.bank import Bank, Columns, FactWeights, Whitening
 from npt_core.consolidation.ridge import apply_fold
-from npt_core.engine import Engine, EngineConfig, GenerationRequest, Runner, SamplingParams
+from npt_core.engine import (
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    Runner,
+    SamplingParams,
+    Sequence,
+    Span,
+    Stream,
+)
+from npt_core.engine.background import Background
+from npt_core.engine.forward import nothing
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.engine.test_runner import Recording, heard, prompts, wide
 
@@ -124,3 +135,28 @@ def test_running_request_keeps_its_generation_while_a_fold_is_published() -> Non
     assert [first.token_id, *heard(stream)] == before  # type: ignore[union-attr]
     assert heard(after) != before
     engine.close()
+
+
+def test_what_is_published_in_the_middle_of_a_step_changes_no_bit_of_it() -> None:
+    model = wide()
+    bank, runner = bank_of(model), Runner(model, 16)
+    teach(bank)
+
+    def logits(between: Callable[[], None]) -> Tensor:
+        sequence = Sequence(GenerationRequest(prompts(1, 60)[0]), Stream(1, 1), 0, 80)
+        sequence.pages = list(range(5))
+        return runner.run([Span(sequence, 0, sequence.prompt_length)], between)
+
+    background, calls = Background(0.5, lambda: False), [0]
+
+    def publish() -> None:
+        number, calls[0] = divmod(calls[0], 2)[0], calls[0] + 1
+        if number < len(HISTORY) - 1 and number == bank.version - 1:
+            background.add(partial(HISTORY[number + 1], bank), urgent=True)
+        background.attend()
+
+    alone = logits(nothing)
+    assert torch.equal(logits(publish), alone)
+    assert bank.version == len(HISTORY)
+    assert torch.equal(logits(nothing), alone)
+    bank.publish(5, {}, ["fact"])  # what was published within inference mode can be changed

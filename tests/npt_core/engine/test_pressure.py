@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -133,8 +133,8 @@ class Impatient:
         self.max_positions, self.draft_tokens = runner.max_positions, runner.draft_tokens
         self.batch_tokens, self.num_tokens = runner.batch_tokens, runner.num_tokens
 
-    def run(self, spans: list[Span]) -> Tensor:
-        logits: Tensor = self.runner.run(spans)
+    def run(self, spans: list[Span], between: Callable[[], None]) -> Tensor:
+        logits: Tensor = self.runner.run(spans, between)
         for sequence, end in ((span.sequence, span.end) for span in spans):
             if end - sequence.prompt_length >= sequence.arrival % 5 or sequence.arrival % 5 == 0:
                 sequence.stream.cancel()

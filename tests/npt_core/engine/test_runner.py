@@ -128,8 +128,8 @@ class Recording:
         self.num_tokens = runner.num_tokens
         self.logits: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}
 
-    def run(self, spans: list[Span]) -> Tensor:
-        logits = self.runner.run(spans)
+    def run(self, spans: list[Span], between: Callable[[], None]) -> Tensor:
+        logits = self.runner.run(spans, between)
         sampling = (span.sequence for span in spans if span.samples)
         for sequence, row in zip(sampling, logits, strict=True):
             key = (sequence.request.prompt_ids, sequence.version)
