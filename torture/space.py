@@ -187,7 +187,9 @@ def _struck(disk: Path, seconds: float, outcome: Outcome) -> tuple[list[Acknowle
         found.append(f"changed: {after}")
     writer.ask("fact")
     then = writer.line() or "died"
-    if not (said.startswith("refused StorageFailed") and then.startswith("refused ReadOnly")):
+    # Where the ledger was struck in the middle of its commit, it cannot even be read until that is undone.
+    told = "refused ReadOnly", "refused StorageFailed: cannot read"
+    if not (said.startswith("refused StorageFailed") and then.startswith(told)):
         found.append(f"not refused: {said}, then {then}")
     writer.kill()
     return made, found

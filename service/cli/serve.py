@@ -61,8 +61,10 @@ def _bound(host: str, port: int) -> socket.socket:
     from service.cli.failing import fail
 
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Named, not 0: asyncio turns Nagle's delay off only where it sees TCP. With it, each answer on a
+        # connection that is kept would wait 40 ms for the client's acknowledgement of its head.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:

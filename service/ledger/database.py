@@ -29,6 +29,7 @@ unless told otherwise."""
 FREE_TIMEOUT_S = 10
 """Transactions take milliseconds: where none of the connections comes free, the database hangs."""
 _DISK_FULL = "53100"  # SQLSTATE of PostgreSQL
+_UNREADABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
 def sqlite_url(path: Path) -> str:
@@ -92,6 +93,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         LedgerUnavailable: a database that others share does not answer.
+        StorageFailed: the file cannot be read: a write that failed midway has to be undone first, on a disk
+            that takes no more writes.
         LedgerDamaged: the file is not one that the ledger can read.
     """
     try:
@@ -104,6 +107,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
     except DatabaseError as error:
         if is_shared(engine) and isinstance(error, OperationalError):
             raise _unavailable(engine, error) from error
+        if isinstance(error, OperationalError) and _code(error) in _UNREADABLE:
+            raise StorageFailed(f"cannot read the ledger: {_line(error)}") from error
         raise LedgerDamaged(_name(engine), _line(error)) from error
 
 
@@ -205,4 +210,4 @@ def _begin(connection: Connection) -> None:
 def _code(error: OperationalError) -> int | str | None:
     code: int | None = getattr(error.orig, "sqlite_errorcode", None)
     state: str | None = getattr(error.orig, "sqlstate", None)
-    return state if code is None else code
+    return state if code is None else code & 0xFF  # the kind of error, whatever its details

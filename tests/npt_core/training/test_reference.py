@@ -1,4 +1,4 @@
-"""The whole of `npt train reference`, with everything but the architecture made small."""
+"""The whole of `npt train reference`, with everything but the number of layers made small."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npt_core.consolidation import PlasticityConfig
 from npt_core.generation import Decoding, generate
 from npt_core.loading import load_runtime
 from npt_core.training import reference
 from npt_core.training.plasticity import CalibrationSizes
+from npt_core.training.pretraining import teacher_config
 from npt_core.training.reference import ReferenceConfig, assemble
 
 PLASTICITY = PlasticityConfig(layers=(5,), key_width=8)
@@ -24,6 +26,17 @@ PLASTICITY = PlasticityConfig(layers=(5,), key_width=8)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(reference, "TOKENIZER_DOCUMENTS", 300)
+    monkeypatch.setattr(reference, "new_teacher", narrow_teacher)
+
+
+def narrow_teacher(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Steps of the optimizer in bfloat16 would take most of the time where the processor cannot compute it."""
+    config = teacher_config(tokenizer)
+    config.update(
+        {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2}
+    )
+    config.head_dim = 32
+    return LlamaForCausalLM(config)
 
 
 def config_of(out: Path) -> ReferenceConfig:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.ledger import Change, Ledger, LedgerDamaged, LedgerTooNew, VersionKind, sqlite_url
+from service.storage import StorageFailed
 from tests.service.ledger.test_ledger import BASE, birth
 
 
@@ -92,3 +93,13 @@ def test_later_schema_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(LedgerTooNew, match="schema 9999"):
         Ledger(sqlite_url(path))
+
+
+def test_file_that_cannot_be_opened_is_not_called_damaged(path: Path) -> None:
+    ledger = Ledger(sqlite_url(path))
+    ledger.engine.dispose()
+    path.rename(path.with_suffix(".gone"))
+    path.mkdir()
+    with pytest.raises(StorageFailed, match="cannot read the ledger: unable to open"):
+        ledger.version(0)
+    ledger.close()
