@@ -40,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", action="store_true", help="the long forms of the tests that have one")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that at the end no process waits for another."""
+    items.sort(key=lambda item: "torture" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def stress(request: pytest.FixtureRequest) -> bool:
     """Whether a test is to take its long form: minutes instead of seconds."""

@@ -30,7 +30,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def narrow_teacher(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Steps of the optimizer in bfloat16 would take most of the time where the processor cannot compute it."""
+    """The optimizer computes in bfloat16, which takes minutes where the processor cannot."""
     config = teacher_config(tokenizer)
     config.update(
         {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2}
