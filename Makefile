@@ -38,7 +38,8 @@ serve: $(RUNTIME)
 serve-command:
 	@echo '$(SERVE)'
 
-# A file of tests stays in one process, the longest files (tests/conftest.py) come first; one thread each, so that processes do not fight over the cores.
+# A file of tests stays in one process, the longest files (tests/conftest.py) come first; one thread each,
+# so that processes do not fight over the cores.
 test: lint types imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	    --no-loadscope-reorder $(ARGS)
