@@ -1,6 +1,11 @@
 import asyncio
+import gc
 import socket
+from pathlib import Path
 
+from typer.testing import CliRunner
+
+from service.cli import app
 from service.cli.serve import _bound
 
 
@@ -17,3 +22,13 @@ async def test_answers_do_not_wait_until_the_client_acknowledges_their_beginning
         assert await reader.read() == b""
         writer.close()
     assert told == [1]
+
+
+def test_garbage_is_collected_again_where_a_start_fails(tmp_path: Path) -> None:
+    taken = _bound("127.0.0.1", 0)
+    taken.listen()
+    port = taken.getsockname()[1]
+    done = CliRunner().invoke(app, ("serve", "--data", str(tmp_path), "--port", str(port)))
+    assert "cannot listen" in done.stderr
+    assert gc.isenabled()
+    taken.close()
