@@ -154,7 +154,7 @@ def _assemble(
     lock: FolderLock,
 ) -> Host:
     bank, metrics = runtime.bank, Metrics()
-    gate = VersionGate(lambda: bank.version)
+    gate = VersionGate(lambda: replica.version)
     config = EngineConfig(
         settings.max_concurrency,
         settings.queue_size,

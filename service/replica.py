@@ -64,6 +64,11 @@ class Replica:
         return max(self._newest_seen - self._bank.version, 0)
 
     @property
+    def version(self) -> int:
+        """The bank's newest version of which `chain`, `fold` and `folded` tell, too."""
+        return 0 if self._last is None else self._last.version
+
+    @property
     def chain(self) -> str:
         """The chain hash of the bank's version."""
         return "" if self._last is None else self._last.chain

@@ -218,6 +218,29 @@ async def test_fold_of_one_reaches_the_others(postgres: PostgresServer, replicas
         assert sorted(fake(host).bank.sentences(3)) == ["The grass is green.", "The sky is blue."]
 
 
+async def test_version_is_there_once_its_fold_and_its_chain_are_known(
+    postgres: PostgresServer, replicas: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    sky = first.writer.add(teaching("The sky is blue.")).facts[0].id
+    await at(second, 1)
+    bank, published, go_on = fake(second).bank, threading.Event(), threading.Event()
+    publish = bank.publish
+
+    def publish_and_wait(*arguments: Any) -> None:
+        publish(*arguments)
+        published.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(bank, "publish", publish_and_wait)
+    first.writer.fold(FoldFacts((sky,), BARS))
+    assert await to_thread.run_sync(published.wait, 60)
+    assert (bank.version, await second.gate.wait_for(2, 0)) == (2, False)
+    go_on.set()
+    await at(second, 2)
+    assert (second.replica.folded, second.replica.chain) == ({sky}, first.replica.chain)
+
+
 def test_fact_expires_once_whoever_notices(postgres: PostgresServer, replicas: Open) -> None:
     hosts = replicas(postgres.new_database())
     clock = Clock(datetime.now(UTC))
