@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -29,7 +30,7 @@ from npt_core.engine.events import FinishEvent, FinishReason, TokenEvent
 from npt_core.engine.page_table import PageTable
 from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.request import GenerationRequest
-from npt_core.engine.sampler import Sampler, choose_all, on_host, top_logprobs
+from npt_core.engine.sampler import Logprobs, Sampler, all_logprobs, choose_all
 from npt_core.engine.scheduler import Limits, Scheduler
 from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
@@ -186,12 +187,16 @@ class Engine:
         """
         if threading.current_thread() is self._thread:
             return work()
+        return self.post(work, urgent).result()
+
+    def post(self, work: Callable[[], T], urgent: bool = False) -> "Future[T]":
+        """As `execute`, without waiting for the outcome."""
         with self._changed:
             if self._closing:
                 raise EngineClosed
             outcome = self._background.add(work, urgent)
             self._changed.notify()
-        return outcome.result()
+        return outcome
 
     def pause(self) -> None:
         """Called from work that `execute` runs, in places where steps may go first."""
@@ -282,12 +287,12 @@ class Engine:
     def _hand_out(self, spans: Seq[Span], logits: Tensor) -> None:
         """Give every sequence that reached its last token the next one."""
         sampled = [span.sequence for span in spans if span.samples]
-        self._scheduler.done(spans)
-        rows = logits[: len(sampled)]
-        tokens = choose_all(rows, [(self._samplers[s], s.tokens) for s in sampled])
-        told = on_host(rows, [s.request.params.logprobs is not None for s in sampled])
-        for sequence, token, row in zip(sampled, tokens, told, strict=True):
-            self._give(sequence, token, row)
+        chosen = self._choose(sampled, logits[: len(sampled)])
+        failed = {s for s, (token, _) in zip(sampled, chosen, strict=True) if token is None}
+        # After the choice: nobody shall find pages that led to no number.
+        self._scheduler.done(span for span in spans if span.sequence not in failed)
+        for sequence, (token, likely) in zip(sampled, chosen, strict=True):
+            self._give(sequence, token, likely)
         if len(logits) > len(sampled):
             self._follow_draft(spans[-1], logits[len(sampled) :])
 
@@ -299,21 +304,28 @@ class Engine:
                 break
             hits += 1
             sequence.computed += 1
-            following = choose_all(row, [(self._samplers[sequence], sequence.tokens)])
-            told = on_host(row, [sequence.request.params.logprobs is not None])
-            self._give(sequence, following[0], told[0])
+            ((following, likely),) = self._choose([sequence], row)
+            self._give(sequence, following, likely)
         sequence.lookup.tell(hits)
         self.drafts.tried += len(span.draft)
         self.drafts.accepted += hits
 
-    def _give(self, sequence: Sequence, token: int, logits: Tensor | None) -> None:
-        """The next token of `sequence`, chosen from `logits` `[vocab]`, which log-probabilities need."""
+    def _choose(self, sequences: Seq[Sequence], logits: Tensor) -> list[tuple[int | None, Logprobs]]:
+        """The next token of each of `sequences` by its row of `logits`, and what is told of it."""
+        tokens = choose_all(logits, [(self._samplers[s], s.tokens) for s in sequences])
+        told = all_logprobs(logits, tokens, [s.request.params.logprobs for s in sequences])
+        return list(zip(tokens, told, strict=True))
+
+    def _give(self, sequence: Sequence, token: int | None, likely: Logprobs) -> None:
+        """`sequence` continues with `token`, or ends."""
+        if token is None:
+            log.error("version %d gives no finite scores", sequence.version)
+            self._end(sequence, FinishReason.ERROR)
+            return
         if token in self._eos:
             self._end(sequence, FinishReason.STOP)
             return
         sequence.tokens.append(token)
-        logprobs = sequence.request.params.logprobs
-        likely = top_logprobs(logits, token, logprobs)
         sequence.stream.put(TokenEvent(sequence.index, token, *likely))
         if len(sequence.tokens) >= sequence.limit:
             self._end(sequence, FinishReason.LENGTH)

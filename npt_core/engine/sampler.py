@@ -1,108 +1,80 @@
-"""From logits to tokens: penalty, temperature, top-k, top-p, draw; as transformers orders it."""
+"""What a sequence brings to the choice of its tokens, and the choice for all of a step."""
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from npt_core.engine.batch_sampling import chosen
+from npt_core.engine.batch_sampling import NO_TOKEN, chosen
 from npt_core.engine.events import TokenLogprob
 from npt_core.engine.request import SamplingParams
 
+Logprobs = tuple[float | None, tuple[TokenLogprob, ...]]
+"""Of the chosen token, and of the likeliest ones."""
+
 
 class Sampler:
-    """Chooses the tokens of one sequence, with a generator of its own, which is on the CPU."""
+    """The draws of one sequence, from a generator of its own, which is on the CPU; and what it has seen."""
 
     def __init__(self, params: SamplingParams, index: int = 0) -> None:
         self.params = params
         self._generator = torch.Generator()
+        self._seen = array("q")
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(params.seed + index)
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the choice is the highest of the model's own scores."""
-        return self.params.temperature == 0 and self.params.repetition_penalty == 1.0
-
     def draw(self) -> float:
         """A number from 0 to below 1."""
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
-    def choose(self, logits: Tensor, seen: Sequence[int]) -> int:
-        """The next token for `logits` `[vocab]`, after the tokens `seen` (prompt and answer)."""
-        scores = penalise_repetition(logits, seen, self.params.repetition_penalty)
-        if self.params.temperature == 0:
-            return int(scores.argmax())
-        scores = scores / self.params.temperature
-        scores = keep_top_p(keep_top_k(scores, self.params.top_k), self.params.top_p)
-        draw = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
-        return int(draw)
+    def seen(self, tokens: Sequence[int]) -> Sequence[int]:
+        """`tokens` that a penalty is for, as numbers side by side; one list, which grows, is passed each
+        time.
+        """
+        if self.params.repetition_penalty != 1.0:
+            self._seen.extend(tokens[len(self._seen) :])
+        return self._seen
 
 
-def choose_all(logits: Tensor, samplers: Sequence[tuple[Sampler, Sequence[int]]]) -> list[int]:
-    """The next token for each row of `logits` `[rows, vocab]`, by its sampler, after its tokens.
+def choose_all(logits: Tensor, samplers: Sequence[tuple[Sampler, Sequence[int]]]) -> list[int | None]:
+    """The next token for each row of `logits` `[rows, vocab]`, by its sampler, after its tokens; None where
+    scores are not finite.
 
-    From a GPU nothing but the tokens is brought back, and waited for once. A seed gives other texts there
-    than on a CPU, where each row draws as transformers does.
+    From a GPU nothing but the tokens is brought back, and waited for once.
     """
-    if logits.is_cuda:
-        draws = [sampler.draw() for sampler, _ in samplers if sampler.params.temperature > 0]
-        params, seen = [sampler.params for sampler, _ in samplers], [tokens for _, tokens in samplers]
-        tokens: list[int] = chosen(logits, params, seen, draws).tolist()
-        return tokens
-    best: list[int] = logits.argmax(-1).tolist()
-    return [
-        likeliest if sampler.greedy else sampler.choose(row, seen)
-        for likeliest, row, (sampler, seen) in zip(best, logits, samplers, strict=True)
+    draws = [sampler.draw() for sampler, _ in samplers if sampler.params.temperature > 0]
+    seen = [sampler.seen(tokens) for sampler, tokens in samplers]
+    tokens: list[int] = chosen(logits, [sampler.params for sampler, _ in samplers], seen, draws).tolist()
+    return [None if token == NO_TOKEN else token for token in tokens]
+
+
+def all_logprobs(
+    logits: Tensor, tokens: Sequence[int | None], wanted: Sequence[int | None]
+) -> list[Logprobs]:
+    """For each row of `logits` `[rows, vocab]`, the log-probability of its token and the `wanted` k
+    likeliest; nothing where k or the token is None. From a GPU these rows come in one transfer.
+    """
+    found: list[Logprobs] = [(None, ())] * len(tokens)
+    asked = [
+        (row, token, k)
+        for row, (token, k) in enumerate(zip(tokens, wanted, strict=True))
+        if token is not None and k is not None
     ]
-
-
-def on_host(logits: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Each row of `logits` `[rows, vocab]` that is `wanted`, on the CPU; one transfer for all."""
-    rows = [row for row, each in enumerate(wanted) if each]
-    found: list[Tensor | None] = [None] * len(wanted)
-    if rows:
-        for row, scores in zip(rows, logits[rows].cpu(), strict=True):
-            found[row] = scores
+    if not asked:
+        return found
+    logprobs = logits[[row for row, _, _ in asked]].cpu().log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor([[token] for _, token, _ in asked]))[:, 0].tolist()
+    # Of equals, which ones topk finds may depend on k: rows are asked for their own.
+    best = {k: _likeliest(logprobs, k) for k in {k for _, _, k in asked}}
+    for place, (row, _, k) in enumerate(asked):
+        found[row] = own[place], best[k][place]
     return found
 
 
-def penalise_repetition(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Scores `[vocab]` of `seen` tokens divided by `penalty` where positive, times it elsewhere."""
-    if penalty == 1.0 or not seen:
-        return scores
-    ids = torch.tensor(sorted(set(seen)))
-    old = scores[ids]
-    return scores.index_copy(0, ids, torch.where(old < 0, old * penalty, old / penalty))
-
-
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """All but the k highest scores `[vocab]` (and ties with the last) at minus infinity."""
-    if k == 0 or k >= scores.shape[-1]:
-        return scores
-    return scores.masked_fill(scores < scores.topk(k).values[-1], float("-inf"))
-
-
-def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """The fewest highest scores `[vocab]` whose probability reaches `p`; the rest at -inf."""
-    if p >= 1.0:
-        return scores
-    ordered, order = scores.sort(descending=True, stable=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    dropped = before >= p
-    dropped[0] = False
-    return scores.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), float("-inf"))
-
-
-def top_logprobs(
-    logits: Tensor | None, token_id: int, k: int | None
-) -> tuple[float | None, tuple[TokenLogprob, ...]]:
-    """Log-probability of `token_id` under `logits` `[vocab]`, and the k likeliest tokens."""
-    if k is None or logits is None:
-        return None, ()
-    logprobs = logits.log_softmax(-1)
-    best = logprobs.topk(min(k, logprobs.shape[-1]))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return float(logprobs[token_id]), tuple(TokenLogprob(token, value) for token, value in pairs)
+def _likeliest(logprobs: Tensor, k: int) -> list[tuple[TokenLogprob, ...]]:
+    values, tokens = logprobs.topk(min(k, logprobs.shape[-1]))
+    rows = zip(tokens.tolist(), values.tolist(), strict=True)
+    return [tuple(map(TokenLogprob, *row)) for row in rows]

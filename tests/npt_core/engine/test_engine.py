@@ -27,6 +27,7 @@ from npt_core.engine import (
     VersionGone,
     VersionNotFound,
 )
+from npt_core.engine.page_table import PAGE
 from tests.npt_core.engine.fakes import VOCAB, BrokenRunner, CountingRunner
 
 
@@ -243,6 +244,30 @@ def test_failing_step_ends_everybody_who_took_part_and_nobody_else() -> None:
         ends = [list(stream)[-1] for stream in streams]
     failed, fine = FinishEvent(0, FinishReason.ERROR), FinishEvent(0, FinishReason.LENGTH)
     assert ends == [failed, failed, failed, fine]
+
+
+class Overflowing(CountingRunner):
+    """Computes no numbers at version 1."""
+
+    def run(self, spans: Seq[Span], between: Callable[[], None], /) -> Tensor:
+        logits = super().run(spans, between)
+        logits[[span.sequence.version == 1 for span in spans if span.samples]] = float("nan")
+        return logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-3])
+def test_version_without_finite_scores_fails_its_readers_alone_and_is_not_cached(temperature: float) -> None:
+    prompt, sampling = tuple(range(2 * PAGE)), SamplingParams(2, temperature, seed=1)
+    model = Overflowing(gate=threading.Semaphore(0))
+    with running(model, max_running=2, version=1) as (engine, _):
+        streams = [engine.submit(GenerationRequest(prompt, sampling, version)) for version in (0, 1)]
+        assert model.gate is not None
+        model.gate.release(1000)
+        fine, failed = (list(stream) for stream in streams)
+        engine.execute(lambda: None)  # the step is over
+        assert failed == [FinishEvent(0, FinishReason.ERROR)]
+        assert fine[1:] == [TokenEvent(0, 2 * PAGE + 1), FinishEvent(0, FinishReason.LENGTH)]
+        assert len(engine.prefix_cache) == 2
 
 
 def submitted_until_closed(engine: Engine) -> list[Stream]:
