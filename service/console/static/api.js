@@ -27,12 +27,16 @@ export class NotSignedIn extends Error {
 }
 
 const LOOK_AGAIN_MS = 1000;
+const BEHIND_MS = 60_000;
+const PULSE = "console/icon.svg"; // leads wherever this page came from, which a probe does not; asks for no key
+const VERSION = "X-NPT-Weights-Version"; // of every answer
 export const events = new EventTarget();
 let askForKey = async () => {
   throw new NotSignedIn();
 };
 let returned = null;
 let newest = -1;
+let confirmed = -Infinity;
 
 /** From now on `ask(reason)` is called where a key is missing or refused; it returns once there is another. */
 export function onKeyNeeded(ask) {
@@ -56,16 +60,28 @@ export async function callWith(secret, path) {
 
 export const newestVersion = () => newest;
 
-/** The newest version, as an answer or an event told it. */
+/**
+ * The newest version, as an answer told it. Of several replicas one may be behind: a lower number counts where
+ * for a minute nobody has told of a higher one, as after a database was restored, or where the server was gone.
+ */
 export function heardOf(version) {
-  if (typeof version !== "number" || version === newest) return;
+  if (typeof version !== "number") return;
+  if (version < newest && Date.now() - confirmed < BEHIND_MS) return;
+  confirmed = Date.now();
+  if (version === newest) return;
   newest = version;
   events.dispatchEvent(new CustomEvent("version", { detail: version }));
+}
+
+/** Hear of versions that others make, and of a server that is gone. */
+export async function listen() {
+  if (!(await answers())) back();
 }
 
 /** Resolves when the server answers again. */
 export function back() {
   if (returned === null) {
+    confirmed = -Infinity; // it may be another server that answers
     events.dispatchEvent(new Event("lost"));
     returned = lookOut().finally(() => {
       returned = null;
@@ -121,10 +137,18 @@ async function problemOf(answer) {
 async function lookOut() {
   for (;;) {
     await Promise.race([pause(LOOK_AGAIN_MS), new Promise((go) => addEventListener("online", go, { once: true }))]);
-    try {
-      if ((await fetch("livez", { cache: "no-store" })).ok) return;
-    } catch {
-      // not yet
-    }
+    if (await answers()) return;
+  }
+}
+
+async function answers() {
+  try {
+    const answer = await fetch(PULSE, { cache: "no-store" });
+    if (answer.status >= 500) return false; // a gateway, with nobody behind it
+    const version = answer.headers.get(VERSION);
+    if (version !== null) heardOf(Number(version));
+    return true;
+  } catch {
+    return false;
   }
 }

@@ -66,7 +66,7 @@ function sideOf(name, label, usual) {
 async function answered({ prompt, context }, version) {
   const body = { prompt, weights_version: version, modulation: true };
   if (context.trim()) body.context = [context];
-  const [answer, source] = await Promise.all([generated(body), sourceOf(prompt, version)]);
+  const [answer, source] = await Promise.all([generated(body), sourceOf(prompt, version, "context" in body)]);
   return [
     h("h2", {}, `Version ${answer.weights_version}`),
     h("p", { class: "said" }, answer.text.trim() || "(nothing)"),
@@ -122,23 +122,24 @@ function readable(token) {
 }
 
 /** Which stored fact answers, with the numbers that decide it. */
-async function sourceOf(prompt, version) {
+async function sourceOf(prompt, version, context) {
   if (!session.allows("facts:read")) return h("p", { class: "note" }, "Which fact answered is shown to keys with the scope facts:read.");
   try {
     const { items } = await call("GET", "facts:search", { query: { q: prompt, limit: 3, weights_version: version } });
-    return named(items);
+    return named(items, context);
   } catch (error) {
     if (error instanceof Refused) return notice("plain", "Which fact answered is not known", { text: error.message });
     throw error;
   }
 }
 
-function named(items) {
+/** What was searched for is the prompt alone: with a context another fact may have answered, or the context. */
+function named(items, context) {
   const nearness = (match) => `cosine ${match.cosine.toFixed(3)}, threshold ${match.threshold.toFixed(3)}, layer ${match.layer}`;
   const [first] = items;
   if (first?.fires) {
-    return h("p", { class: "source" }, h("span", { class: "note" }, "From the stored fact "), h("b", {}, first.fact), h("span", { class: "note" }, ` (${nearness(first)}${first.folded ? ", folded" : ""})`));
+    return h("p", { class: "source" }, h("span", { class: "note" }, context ? "The context may have answered; without it, the stored fact " : "From the stored fact "), h("b", {}, first.fact), h("span", { class: "note" }, ` (${nearness(first)}${first.folded ? ", folded" : ""})`));
   }
-  if (first) return h("p", { class: "source note" }, "No stored fact answers. The nearest is ", h("b", {}, first.fact), ` (${nearness(first)}).`);
+  if (first) return h("p", { class: "source note" }, `${context ? "Without the context no" : "No"} stored fact answers. The nearest is `, h("b", {}, first.fact), ` (${nearness(first)}).`);
   return h("p", { class: "source note" }, "This version has no facts.");
 }

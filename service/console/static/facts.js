@@ -8,6 +8,7 @@ import * as session from "./session.js";
 import { teaching } from "./teach.js";
 
 const PAGE = 100;
+const LARGEST = 1000; // that the server gives
 const STATES = [
   ["published", "Known"],
   ["retracted", "Retracted"],
@@ -26,26 +27,28 @@ function listing(signal) {
   const rows = h("tbody", { role: "rowgroup" });
   const foot = h("div", { class: "foot" });
   const trouble = h("div");
+  const refused = h("div"); // of what was clicked: reading goes on meanwhile
   const state = h(
     "select",
-    { "aria-label": "Which facts", onchange: () => reload() },
+    { "aria-label": "Which facts", onchange: () => more(null) },
     STATES.map(([value, name]) => h("option", { value }, name)),
   );
   const filter = h("input", { type: "search", "aria-label": "Filter", placeholder: "Filter", oninput: () => shown() });
   let facts = [];
   let turn = 0;
 
-  const context = { trouble, reload: () => reload() };
+  const context = { trouble: refused, open: new Set(), reload: () => reload() };
   const shown = () => {
     const wanted = filter.value.trim().toLowerCase();
     const found = facts.filter((fact) => `${fact.fact} ${fact.request.metadata?.source ?? ""} ${fact.actor}`.toLowerCase().includes(wanted));
     replace(rows, found.map((fact) => rowOf(fact, context)));
     if (found.length === 0) replace(rows, h("tr", { role: "row" }, h("td", { role: "cell", colspan: "6", class: "empty" }, facts.length ? "Nothing fits the filter." : "No facts yet.")));
   };
-  const more = async (cursor) => {
+  /** Another page, or from the newest on so many facts. */
+  const more = async (cursor, wanted = PAGE) => {
     const mine = (turn += 1);
     try {
-      const page = await call("GET", "facts", { query: { limit: PAGE, newest_first: true, state: state.value || null, cursor } });
+      const page = await read(state.value || null, cursor, wanted);
       if (mine !== turn) return;
       heardOf(page.weights_version);
       facts = cursor ? [...facts, ...page.items] : page.items;
@@ -57,10 +60,10 @@ function listing(signal) {
         page.next_cursor && h("button", { type: "button", onclick: () => more(page.next_cursor) }, "Older ones"),
       );
     } catch (error) {
-      replace(trouble, failure(error, () => more(cursor)));
+      replace(trouble, failure(error, () => more(cursor, wanted)));
     }
   };
-  const reload = () => more(null);
+  const reload = () => more(null, Math.max(facts.length, PAGE)); // what somebody has paged to stays
   for (const name of ["back", "version"]) events.addEventListener(name, reload, { signal });
   reload();
   const element = h(
@@ -68,6 +71,7 @@ function listing(signal) {
     { class: "panel", "aria-labelledby": "facts-title" },
     h("div", { class: "row head" }, h("h2", { id: "facts-title" }, "Facts"), filter, state),
     trouble,
+    refused,
     h(
       "table",
       { class: "facts", role: "table", "aria-labelledby": "facts-title" },
@@ -79,6 +83,18 @@ function listing(signal) {
   return { element, reload };
 }
 
+/** So many facts, in as many pages as that takes, as one page. */
+async function read(state, cursor, wanted) {
+  const items = [];
+  for (;;) {
+    const limit = Math.min(wanted - items.length, LARGEST);
+    const page = await call("GET", "facts", { query: { limit, newest_first: true, state, cursor } });
+    items.push(...page.items);
+    cursor = page.next_cursor;
+    if (cursor === null || items.length >= wanted) return { ...page, items };
+  }
+}
+
 function heading(name) {
   const shown = name || h("span", { class: "hidden" }, "Actions");
   return h("th", { role: "columnheader", scope: "col", class: name === "Recall" ? "number" : null }, shown);
@@ -86,21 +102,18 @@ function heading(name) {
 
 function rowOf(fact, context) {
   const known = fact.state === "published";
-  const detail = h("tr", { role: "row", class: "detail", hidden: true });
-  const open = h(
-    "button",
-    {
-      type: "button",
-      class: "text",
-      "aria-expanded": "false",
-      onclick: () => {
-        detail.hidden = !detail.hidden;
-        open.setAttribute("aria-expanded", String(!detail.hidden));
-        if (!detail.hidden) replace(detail, h("td", { role: "cell", colspan: "6" }, detailsOf(fact)));
-      },
-    },
-    fact.fact,
-  );
+  const detail = h("tr", { role: "row", class: "detail" });
+  const drawn = () => {
+    detail.hidden = !context.open.has(fact.id);
+    open.setAttribute("aria-expanded", String(!detail.hidden));
+    if (!detail.hidden) replace(detail, h("td", { role: "cell", colspan: "6" }, detailsOf(fact)));
+  };
+  const onclick = () => {
+    if (!context.open.delete(fact.id)) context.open.add(fact.id);
+    drawn();
+  };
+  const open = h("button", { type: "button", class: "text", onclick }, fact.fact);
+  drawn();
   const retract = known && session.allows("facts:write") && h("button", { type: "button", class: "quiet", onclick: () => retracted(fact, context) }, "Retract");
   const row = h(
     "tr",
@@ -149,6 +162,7 @@ function detailsOf(fact) {
 async function retracted(fact, { trouble, reload }) {
   const text = `“${fact.fact}” will not be known from the next version on. Versions before it still know it.`;
   if (!(await confirmed("Retract this fact?", text, "Retract"))) return;
+  replace(trouble);
   try {
     const { weights_version } = await call("DELETE", `facts/${fact.id}`);
     announce(`Retracted in version ${weights_version}`);

@@ -1,6 +1,6 @@
 // The page around the views: which one is shown, who is signed in, whether the server answers.
 
-import { NotSignedIn, back, call, events, heardOf, onKeyNeeded } from "./api.js";
+import { NotSignedIn, back, call, events, heardOf, listen, onKeyNeeded } from "./api.js";
 import { askView } from "./ask.js";
 import { h, replace } from "./dom.js";
 import { factsView } from "./facts.js";
@@ -52,6 +52,7 @@ function drawBar() {
 function signOut() {
   session.forget();
   for (const name of ["fact", "ask", "key", "operation"]) session.keepDraft(name, null);
+  left.abort(); // what was shown asks for nothing more
   replace(main);
   begin();
 }
@@ -66,17 +67,6 @@ async function begin() {
     drawBar();
     const note = error instanceof NotSignedIn ? "This server asks for an API key." : null;
     replace(main, failure(error, begin, error instanceof NotSignedIn ? "Sign in" : "Try again"), note && h("p", { class: "empty" }, note));
-  }
-}
-
-/** Hear of versions that others make, and of a server that is gone. */
-async function listen() {
-  if (document.hidden) return;
-  try {
-    const answer = await fetch("livez", { cache: "no-store" });
-    heardOf((await answer.json()).weights_version);
-  } catch {
-    back();
   }
 }
 
@@ -101,5 +91,5 @@ addEventListener("hashchange", () => {
   main.focus({ preventScroll: true }); // the link that had it was drawn anew
 });
 addEventListener("offline", () => back());
-setInterval(listen, LISTEN_MS);
+setInterval(() => document.hidden || listen(), LISTEN_MS);
 begin();

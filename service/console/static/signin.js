@@ -4,6 +4,7 @@ import { NotSignedIn, Refused, callWith } from "./api.js";
 import { h, replace } from "./dom.js";
 import * as session from "./session.js";
 
+const KEY = /^[\x21-\x7e]+$/; // of others a browser makes no header
 let open = null;
 
 /** Returns once a key that works is kept; one dialog, however many calls wait for it. */
@@ -61,17 +62,26 @@ async function submitted(event, box, field, message) {
   event.preventDefault();
   replace(message);
   const secret = field.value.trim();
-  try {
-    session.identified(await callWith(secret, "keys/self"));
-  } catch (error) {
-    const wrong = error instanceof Refused && error.status === 401;
-    replace(message, h("p", {}, wrong ? "The server does not accept this key." : error.message));
+  const refused = await refusal(secret);
+  if (refused !== null) {
+    replace(message, h("p", {}, refused));
     field.select();
     return;
   }
   session.keep(secret);
   box.returnValue = "signed-in";
   box.close("signed-in");
+}
+
+/** What is wrong with a key; `null` where it is one, and known from now on. */
+async function refusal(secret) {
+  if (!KEY.test(secret)) return "This is no key: keys have neither spaces nor other than ASCII characters.";
+  try {
+    session.identified(await callWith(secret, "keys/self"));
+    return null;
+  } catch (error) {
+    return error instanceof Refused && error.status === 401 ? "The server does not accept this key." : error.message;
+  }
 }
 
 function ended(box, done, failed) {

@@ -9,6 +9,7 @@ import * as session from "./session.js";
 const POLL_MS = 200;
 const SLOWLY_MS = 1000; // once a write has taken longer than most
 const PATIENCE = 20;
+const PASSING = [429, 502, 503, 504]; // of one poll, and not of the operation
 const STEPS = [
   ["study", "Study", "asks itself questions about the fact"],
   ["write", "Write", "what surprises it becomes keys and values"],
@@ -36,7 +37,7 @@ export function teaching(written) {
   const form = filledIn(formOf((event) => submitted(event, form, outcome, written)));
   const panel = h("section", { class: "panel teach", "aria-labelledby": "teach-title" }, h("h2", { id: "teach-title" }, "Teach a fact"), form, outcome);
   const running = session.draft("operation");
-  if (running.id) follow(form, outcome, written, running.fact, () => call("GET", `operations/${running.id}`));
+  if (running.id) follow(form, outcome, written, running.fact, () => ({ id: running.id, state: "pending" }));
   return panel;
 }
 
@@ -170,7 +171,8 @@ async function asked(operation, progress) {
     if (error instanceof Unreachable) {
       progress.say("Connection lost. The server goes on writing; looking for it again…");
       await back();
-    } else if (error instanceof Refused && error.status === 429) {
+    } else if (error instanceof Refused && PASSING.includes(error.status)) {
+      if (error.status !== 429) progress.say("The server cannot tell how far it is; asking again…");
       await pause(1000 * (error.retryAfter ?? 1));
     } else {
       throw error;
@@ -253,12 +255,13 @@ function stepsOf(fact) {
   );
   const line = h("p", { class: "state" }, "Sending…");
   const cancel = h("button", { type: "button", class: "quiet", hidden: true }, "Cancel");
+  const trouble = h("p", { class: "note" });
   const element = h(
     "div",
     { class: "progress" },
     h("p", { class: "fact" }, fact),
     h("ol", { class: "steps", "aria-label": "Steps of this fact" }, items),
-    h("div", { class: "row state-row", role: "status" }, line, cancel),
+    h("div", { class: "row state-row", role: "status" }, line, trouble, cancel),
   );
   const mark = (at, now) =>
     items.forEach((item, index) => {
@@ -279,7 +282,16 @@ function stepsOf(fact) {
     },
     cancellable(id) {
       cancel.hidden = false;
-      cancel.addEventListener("click", () => call("DELETE", `operations/${id}`).catch(() => {}), { once: true });
+      cancel.addEventListener("click", async () => {
+        cancel.disabled = true;
+        replace(trouble);
+        try {
+          await call("DELETE", `operations/${id}`);
+        } catch (error) {
+          replace(trouble, `Not cancelled: ${error.message}`);
+          cancel.disabled = false; // the next try may reach the replica that writes it
+        }
+      });
     },
     failed(step) {
       end();

@@ -17,6 +17,7 @@ export function versionsView(signal) {
   const rows = h("tbody", { role: "rowgroup" });
   const foot = h("div", { class: "foot" });
   const trouble = h("div");
+  const refused = h("div"); // of what was clicked: reading goes on meanwhile
   const first = numberField("first", "From");
   const second = numberField("second", "To");
   let history = null;
@@ -31,24 +32,35 @@ export function versionsView(signal) {
       replace(compared, failure(error, () => compare(before, after)));
     }
   };
-  const context = { compare, trouble, reload: () => reload() };
+  const context = { compare, trouble: refused, reload: () => reload() };
   const shown = () => {
+    const older = history.cursor !== null || history.versions.length > limit;
     replace(rows, history.versions.slice(0, limit).map((version) => rowOf(version, history, context)));
     replace(
       foot,
-      h("span", {}, count(history.versions.length, "version"), history.whole ? "" : ", the newest"),
-      history.versions.length > limit && h("button", { type: "button", onclick: () => ((limit += SHOWN), shown()) }, "Older ones"),
+      h("span", {}, count(history.versions.length, "version"), history.cursor === null ? "" : ", the newest"),
+      older && h("button", { type: "button", onclick: further }, "Older ones"),
     );
   };
-  const reload = async () => {
+  const drawn = async (reading, again) => {
     try {
-      history = await read();
+      history = await reading;
       replace(trouble);
       shown();
       replace(figures, await plots(history));
     } catch (error) {
-      replace(trouble, failure(error, reload));
+      replace(trouble, failure(error, again));
     }
+  };
+  const reload = () => drawn(read().then((newest) => joined(newest, history)), reload);
+  const further = () => {
+    limit += SHOWN;
+    return filled();
+  };
+  const filled = () => (history.cursor !== null && history.versions.length < limit ? drawn(longer(), filled) : shown());
+  const longer = async () => {
+    const page = await read(history.cursor, history.factsCursor);
+    return extended(history, page);
   };
   for (const name of ["back", "version"]) events.addEventListener(name, reload, { signal });
   reload();
@@ -74,6 +86,7 @@ export function versionsView(signal) {
       { class: "panel", "aria-labelledby": "timeline-title" },
       h("h2", { id: "timeline-title" }, "Timeline"),
       trouble,
+      refused,
       h(
         "table",
         { class: "timeline", role: "table", "aria-labelledby": "timeline-title" },
@@ -93,13 +106,30 @@ function numberField(name, label) {
   return h("label", { class: "field short" }, h("span", {}, label), h("input", { name, type: "number", min: "0", step: "1", required: true, inputmode: "numeric" }));
 }
 
-/** The newest versions and facts, newest first; `whole` if there are no more versions. */
-async function read() {
+/** A page of versions and facts, newest first, from two cursors on; a `cursor` of `null`: there are no more. */
+async function read(cursor, factsCursor) {
   const query = { limit: PAGE, newest_first: true };
-  const [versions, facts] = await Promise.all([call("GET", "versions", { query }), call("GET", "facts", { query })]);
+  const [versions, facts] = await Promise.all([
+    call("GET", "versions", { query: { ...query, cursor } }),
+    factsCursor === null ? null : call("GET", "facts", { query: { ...query, cursor: factsCursor } }),
+  ]);
   heardOf(versions.weights_version);
-  const byId = new Map(facts.items.map((fact) => [fact.id, fact]));
-  return { versions: versions.items, byId, whole: versions.next_cursor === null, newest: versions.weights_version };
+  const byId = new Map((facts?.items ?? []).map((fact) => [fact.id, fact]));
+  return { versions: versions.items, byId, cursor: versions.next_cursor, factsCursor: facts?.next_cursor ?? null, newest: versions.weights_version };
+}
+
+/** The history with the page after it; as it was where it has that page already. */
+function extended(history, page) {
+  if (page.versions[0]?.version !== history.versions.at(-1).version - 1) return history;
+  return { ...page, versions: [...history.versions, ...page.versions], byId: new Map([...history.byId, ...page.byId]), newest: history.newest };
+}
+
+/** The newest page before what somebody has paged to, which never changes; without it in another history. */
+function joined(page, before) {
+  const last = page.versions.at(-1);
+  const at = before?.versions.findIndex(({ version, chain }) => version === last.version && chain === last.chain) ?? -1;
+  if (at < 0) return page;
+  return { ...before, versions: [...page.versions, ...before.versions.slice(at + 1)], byId: new Map([...before.byId, ...page.byId]), newest: page.newest };
 }
 
 async function plots(history) {
@@ -123,9 +153,10 @@ function drift(value) {
 async function growth(history) {
   const ascending = [...history.versions].reverse();
   const ids = ascending.flatMap(({ births, deaths }) => [...births, ...deaths]);
-  const measured = history.whole && ids.every((id) => history.byId.has(id));
+  const whole = history.cursor === null;
+  const measured = whole && ids.every((id) => history.byId.has(id));
   const weight = measured ? (id) => history.byId.get(id).report.columns ?? 0 : () => 1;
-  let size = history.whole ? 0 : (await call("GET", `versions/${ascending[0].version - 1}`)).facts;
+  let size = whole ? 0 : (await call("GET", `versions/${ascending[0].version - 1}`)).facts;
   const points = ascending.map(({ version, births, deaths }) => {
     for (const id of births) size += weight(id);
     for (const id of deaths) size -= weight(id);
@@ -181,6 +212,7 @@ async function activated(number, trouble, reload) {
   const seen = newestVersion();
   const text = `A new version will know exactly what version ${number} knew. Nothing is lost: version ${seen} can be made current again.`;
   if (!(await confirmed(`Make version ${number} current?`, text, "Make current"))) return;
+  replace(trouble);
   try {
     const made = await call("POST", `versions/${number}/activate`, { headers: { "If-Match": `"${seen}"` } });
     announce(`Version ${made.version} knows what version ${number} knew`);
