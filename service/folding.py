@@ -20,23 +20,22 @@ second."""
 
 
 class Folds:
-    """Makes folds and writes nothing; called under the write lock."""
+    """Makes folds and writes nothing; called by the one who makes a version. `compute` is where tensors are
+    computed.
+    """
 
-    def __init__(
-        self, ledger: Ledger, replica: Replica, bank: Bank, writer: FoldWriter, compute: Compute
-    ) -> None:
+    def __init__(self, ledger: Ledger, replica: Replica, bank: Bank, writer: FoldWriter) -> None:
         self._ledger = ledger
         self._replica = replica
         self._bank = bank
         self._writer = writer
-        self._compute = compute
 
-    def of(self, ids: Collection[str]) -> Fold:
+    def of(self, ids: Collection[str], compute: Compute) -> Fold:
         """The fold of these facts: the same for the same facts."""
         weights = self._replica.load_all(ids)
-        return Fold(self._compute(lambda: self._writer.deltas(weights)), tuple(sorted(ids)))
+        return Fold(compute(lambda: self._writer.deltas(weights)), tuple(sorted(ids)))
 
-    def examined(self, command: FoldFacts, version: int) -> tuple[Fold, FoldReport]:
+    def examined(self, command: FoldFacts, version: int, compute: Compute) -> tuple[Fold, FoldReport]:
         """What the command asks for, on top of what is folded, and what was measured of it.
 
         Raises:
@@ -47,11 +46,12 @@ class Folds:
         chosen = self._foldable(command.facts, live) | self._replica.folded
         if chosen == self._replica.folded:
             raise InvalidField("facts", "name nothing that is not folded already")
-        fold = self.of(chosen)
+        fold = self.of(chosen, compute)
         facts = self._with_requests(chosen)
-        others = self._nearest([weights for _, weights in facts.values()], live - chosen)[:OTHERS]
+        taught = [weights for _, weights in facts.values()]
+        others = self._nearest(taught, live - chosen, compute)[:OTHERS]
         beside = self._with_requests(others)
-        report = self._compute(
+        report = compute(
             lambda: self._writer.examine(
                 fold.deltas,
                 {id_: facts[id_] for id_ in fold.facts},
@@ -75,14 +75,14 @@ class Folds:
                 raise InvalidField(f"facts.{place}", "has no columns, and only columns can be folded")
         return frozenset(asked)
 
-    def _nearest(self, weights: Sequence[FactWeights], among: Collection[str]) -> list[str]:
+    def _nearest(self, weights: Sequence[FactWeights], among: Collection[str], compute: Compute) -> list[str]:
         """Facts of the bank, those whose columns come nearest to firing on the keys of `weights` first."""
         keys: dict[int, list[Tensor]] = defaultdict(list)
         for each in weights:
             for layer, columns in each.columns.items():
                 keys[layer].append(columns.keys)
         asked = {layer: torch.cat(parts) for layer, parts in keys.items()}
-        matches = self._compute(lambda: self._bank.matches(asked, limit=OTHERS + len(weights)))
+        matches = compute(lambda: self._bank.matches(asked, limit=OTHERS + len(weights)))
         near = [match.fact for match in matches if match.fact in among]
         return near + sorted(set(among) - set(near))
 

@@ -1,13 +1,14 @@
 """Everything that runs in one process: the loaded model, its facts, the engine, the writer."""
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from npt_core.engine import Engine, EngineConfig, StepRunner, alone
+from npt_core.engine import Engine, EngineClosed, EngineConfig, StepRunner, alone
 from npt_core.placement import Device, DType
 from service.access import Access
 from service.blobs import Blobs
@@ -168,7 +169,7 @@ def _assemble(
         bank,
         replica,
         runtime.consolidator,
-        Folds(ledger, replica, bank, runtime.fold_writer, engine.execute),
+        Folds(ledger, replica, bank, runtime.fold_writer),
         metrics,
         engine.execute,
         max_pending=settings.max_pending_writes,
@@ -213,11 +214,14 @@ def _watch_over(consolidator: Consolidator, engine: Engine, writer: Writer) -> N
 
 
 def _published(host: Host) -> None:
-    """There are new versions: wake who waits for them, and let go of those that are now too old."""
+    """There are new versions: wake who waits for them, and let go of those that are now too old, once what is
+    being learned, which may read them, is done. Nobody waits for that: other versions can come first.
+    """
     bank, engine = host.runtime.bank, host.engine
     host.gate.announce()
     oldest = host.version - host.settings.keep_versions
-    engine.execute(lambda: bank.retire(oldest, engine.oldest_pinned))
+    with suppress(EngineClosed):
+        engine.post(lambda: bank.retire(oldest, engine.oldest_pinned))
 
 
 def _watch(host: Host) -> None:

@@ -1,14 +1,11 @@
-"""The one place where history is made: consolidate, blob, ledger, bank, answer, under one lock."""
+"""The one place where history is made: consolidate, blob, ledger, bank, answer, one write after the other."""
 
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from secrets import token_hex
 from typing import TypeVar
 
-import structlog
 from opentelemetry import trace
 
 from npt_core.bank import BankError, Fold, matched
@@ -34,7 +31,6 @@ from service.commands import (
     Rehearsed,
     SelfContradiction,
     StaleVersion,
-    TooManyWrites,
     UnknownVersion,
 )
 from service.conflicts import Overlap, disagreeing, overlap, report_of, superseded
@@ -58,14 +54,11 @@ from service.ledger import (
 from service.metrics import Metrics
 from service.replica import Replica
 from service.runtime import Bank, Compute, Consolidated, Consolidator, Weights
-from service.storage import StorageFailed
 from service.tracing import VERSION, span
+from service.turns import Turns
 from service.weights_codec import encode, encode_fold
 
-log = structlog.get_logger(__name__)
-
 T = TypeVar("T")
-CLOSING_S = 30.0
 ATTEMPTS = 20
 """How often a write starts over because another replica published first. A fact's weights do not depend
 on the version they land on, so only the ledger is asked again."""
@@ -100,32 +93,24 @@ class Writer:
         self._consolidator = consolidator
         self._folds = folds
         self._metrics = metrics
-        self._compute = compute
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(max_pending)
-        self._max_pending = max_pending
+        self._compute_anywhere = compute
+        self._turns = Turns(metrics, max_pending)
         self._keys = KeysInFlight()
-        self._failure: str | None = None
         self._under_way: LongWrite | None = None
+        self._computing: LongWrite | None = None
 
     @property
     def read_only(self) -> str | None:
         """Why nothing can be written until restart."""
-        return self._failure
+        return self._turns.failure
 
-    def close(self) -> None:
-        """Refuse what waits, and wait for the write under way, unless a disk or a store hangs: nothing was
-        acknowledged then.
-        """
-        self._failure = self._failure or "the server is shutting down"
-        if self._lock.acquire(timeout=CLOSING_S):
-            self._lock.release()
-        else:
-            log.warning("a write is left behind", waited_s=CLOSING_S)
+    def close(self) -> bool:
+        """Refuse what waits, and wait for the write under way; whether it ended."""
+        return self._turns.close()
 
     def stop_if_cancelled(self) -> None:
-        """Called by consolidation between its pieces. Raises `Cancelled`."""
-        if self._under_way is not None and self._under_way.cancelled.is_set():
+        """Called by consolidation between its pieces, whoever asked for it. Raises `Cancelled`."""
+        if self._computing is not None and self._computing.cancelled.is_set():
             raise Cancelled
 
     def tell_step(self, step: Step) -> None:
@@ -139,35 +124,39 @@ class Writer:
             replayed = self._replayed(command)
             if replayed is not None:
                 return replayed
-            with self._writing(command.if_match), self._cancellable(command):
+            with self._learning(command):
                 fresh = self._consolidate(command.facts)
                 command.tell(Step.PUBLISH)
                 blobs = self._store(fresh)
-                added = self._until_newest(lambda: self._add(command, fresh, blobs))
+                with self._turns.making_of_what_was_learned():
+                    added = self._until_newest(lambda: self._add(command, fresh, blobs))
             if not added.replayed:
                 self._count(fresh)
             return added
 
     def rehearse(self, command: AddFacts) -> Rehearsed:
         """All that `add` would do and measure, except for writing it."""
-        with self._writing(command.if_match), self._cancellable(command):
+        with self._learning(command):
             fresh = self._consolidate(command.facts)
+            newest = self._bank.version
             overlaps = [self._overlap(each) for each in fresh]
             conflicts = {id_ for found in overlaps for id_ in found.contradicted}
             self._metrics.facts.labels("dry_run").inc(len(fresh))
             reports = tuple(report_of(each, found) for each, found in zip(fresh, overlaps, strict=True))
-            return Rehearsed(self._bank.version, reports, tuple(sorted(conflicts)))
+            return Rehearsed(newest, reports, tuple(sorted(conflicts)))
 
     def retract(self, fact_id: str, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
         """A new version that does not know the fact."""
-        with self._writing(if_match):
+        with self._making(if_match):
             version = self._until_newest(lambda: self._retract(fact_id, if_match, actor))
             self._metrics.facts.labels("retracted").inc()
             return Moved(version)
 
     def expire(self, moment: str) -> Version | None:
-        """A new version without the facts whose time had come at `moment`, if there are any."""
-        with self._writing(None):
+        """A new version without the facts whose time had come at `moment`, if there are any. However many
+        writers wait, there is a place for it.
+        """
+        with span("write"), self._turns.making():
             version = self._until_newest(lambda: self._expire(moment))
             if version is not None:
                 self._metrics.facts.labels("expired").inc(len(version.deaths))
@@ -175,7 +164,7 @@ class Writer:
 
     def activate(self, target: int, if_match: int | None = None, actor: str = ANONYMOUS) -> Moved:
         """A new version that knows exactly what version `target` knew."""
-        with self._writing(if_match):
+        with self._making(if_match):
             return Moved(self._until_newest(lambda: self._activate(target, if_match, actor)))
 
     def fold(self, command: FoldFacts, dry_run: bool = False) -> Folded:
@@ -184,7 +173,7 @@ class Writer:
             replayed = self._replayed_fold(command)
             if replayed is not None:
                 return replayed
-            with self._writing(command.if_match), self._cancellable(command):
+            with self._learning(command), self._turns.making_of_what_was_learned():
                 return self._until_newest(lambda: self._fold(command, dry_run))
 
     def _add(self, command: AddFacts, fresh: Sequence[Consolidated], blobs: Sequence[str]) -> Added:
@@ -256,7 +245,7 @@ class Writer:
             return replayed
         self._check_match(command.if_match)
         newest = self._bank.version
-        fold, report = self._folds.examined(command, newest)
+        fold, report = self._folds.examined(command, newest, self._compute)
         if dry_run:
             return Folded(self._version(newest), fold.facts, report.as_dict())
         blob = self._store_fold(fold)
@@ -270,16 +259,17 @@ class Writer:
         left = self._replica.folded - set(deaths)
         if left == self._replica.folded:
             return SAME_FOLD
-        return self._store_fold(self._folds.of(left)) if left else None
+        return self._store_fold(self._folds.of(left, self._compute_anywhere)) if left else None
 
     def _store_fold(self, fold: Fold) -> str:
-        with self._timed("blob"), self._fatal_if_storage_fails():
+        with self._timed("blob"), self._turns.fatal_if_storage_fails():
             return self._blobs.put(encode_fold(fold))
 
     def _replayed_fold(self, command: FoldFacts) -> Folded | None:
         number = self._version_of(command)
         if number is None:
             return None
+        self._refuse_what_may_not_last(number)
         version = self._version(number)
         return Folded(version, self._replica.load_fold(version.fold).facts, None, replayed=True)
 
@@ -330,7 +320,7 @@ class Writer:
                 raise
             # What did not fit is a version of another replica, which was published meanwhile.
             raise StaleParent(change.parent, self._bank.version) from error
-        with self._timed("ledger"), self._fatal_if_storage_fails():
+        with self._timed("ledger"), self._turns.fatal_if_storage_fails():
             version = self._ledger.commit(change, lambda: self._ensure_blobs(change, births, fold))
         trace.get_current_span().set_attribute(VERSION, version.version)
         with self._timed("publish"):
@@ -340,7 +330,7 @@ class Writer:
                 pass  # it is committed: the follower publishes it when the database answers again
             except Exception:
                 # The ledger is ahead of the bank; only a replay brings them together again.
-                self._failure = f"version {version.version} could not be published"
+                self._turns.fail(f"version {version.version} could not be published")
                 raise
         return version
 
@@ -395,7 +385,7 @@ class Writer:
             raise RefusedInBatch(disturbed)
 
     def _store(self, fresh: Sequence[Consolidated]) -> list[str]:
-        with self._timed("blob"), self._fatal_if_storage_fails():
+        with self._timed("blob"), self._turns.fatal_if_storage_fails():
             return [self._blobs.put(encode(each.weights)) for each in fresh]
 
     def _count(self, fresh: Sequence[Consolidated]) -> None:
@@ -406,7 +396,15 @@ class Writer:
 
     def _replayed(self, command: AddFacts) -> Added | None:
         number = self._version_of(command)
-        return None if number is None else replace(added_in(self._ledger, number), replayed=True)
+        if number is None:
+            return None
+        self._refuse_what_may_not_last(number)
+        return replace(added_in(self._ledger, number), replayed=True)
+
+    def _refuse_what_may_not_last(self, number: int) -> None:
+        """A commit that failed can be seen in the ledger, and a power cut may still undo it."""
+        if self._turns.failure is not None and number > self._bank.version:
+            raise ReadOnly(self._turns.failure)
 
     def _version_of(self, command: LongWrite) -> int | None:
         """The version that an earlier request with the same key made. Raises `KeyConflict`."""
@@ -437,48 +435,37 @@ class Writer:
             self._under_way = None
 
     @contextmanager
-    def _writing(self, if_match: int | None) -> Iterator[None]:
-        """The write lock, for one of a bounded number of writers."""
-        self._check_match(if_match)  # at once, and again after others had their turns
-        with span("write"), self._place(), self._locked():
+    def _learning(self, command: LongWrite) -> Iterator[None]:
+        """The turn of one that learns, which another can cancel."""
+        self._check_match(command.if_match)  # at once, and again after others had their turns
+        with span("write"), self._turns.place(), self._turns.learning(), self._cancellable(command):
+            self._check_match(command.if_match)
+            yield
+
+    @contextmanager
+    def _making(self, if_match: int | None) -> Iterator[None]:
+        """The turn of one that makes a version without learning anything."""
+        self._check_match(if_match)
+        with span("write"), self._turns.place(), self._turns.making():
             self._check_match(if_match)
             yield
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if not self._places.acquire(blocking=False):
-            self._metrics.rejections.labels("too_many_writes").inc()
-            raise TooManyWrites(self._max_pending)
-        try:
-            yield
-        finally:
-            self._places.release()
+    def _compute(self, work: Callable[[], T]) -> T:
+        """For the write under way, which can be cancelled between two pieces of `work`."""
+        command = self._under_way
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with span("lock"):
-            asked = time.perf_counter()
-            self._lock.acquire()
-        try:
-            self._metrics.lock_wait.observe(time.perf_counter() - asked)
-            if self._failure is not None:
-                raise ReadOnly(self._failure)
-            yield
-        finally:
-            self._lock.release()
+        def own() -> T:
+            self._computing = command
+            try:
+                return work()
+            finally:
+                self._computing = None
+
+        return self._compute_anywhere(own)
 
     def _check_match(self, if_match: int | None) -> None:
         if if_match is not None and if_match != self._bank.version:
             raise StaleVersion(if_match, self._bank.version)
-
-    @contextmanager
-    def _fatal_if_storage_fails(self) -> Iterator[None]:
-        """After a failed fsync the disk's content is unknown: go on reading, write no more."""
-        try:
-            yield
-        except StorageFailed as error:
-            self._failure = str(error)
-            raise
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from service import problems
 from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import HostDep, needs
-from service.api.documentation import answers
+from service.api.documentation import READING, answers
 from service.ledger import Position
 from service.ledger.api_keys import Scope
 from service.schemas.audit import AuditOut
@@ -14,7 +14,7 @@ from service.schemas.common import Page
 router = APIRouter(tags=["audit"], dependencies=[needs(Scope.ADMIN, Scope.ADMIN)])
 
 
-@router.get("/audit", summary="Who did what", responses=answers(problems.INVALID))
+@router.get("/audit", summary="Who did what", responses=answers(problems.INVALID, *READING))
 def list_audit(
     host: HostDep,
     limit: PageSize = 100,

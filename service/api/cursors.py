@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Query
 
 from service.commands import InvalidField
-from service.ledger import Position
+from service.ledger import MAX_VERSION, Position
 
 MAX_PAGE = 1000
 PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="entries to a page")]
@@ -17,8 +17,8 @@ Cursor = Annotated[
 
 NewestFirst = Annotated[bool, Query(description="backwards; a cursor goes on in the order that gave it")]
 
-SQL_INTEGERS = 2**63
-"""What a database can compare a version with."""
+ID = r"^[A-Za-z0-9_-]+$"
+"""Of facts and operations; databases do not take every character."""
 
 _FOREIGN = "is not one that this server gave"
 
@@ -37,6 +37,6 @@ def decode_cursor(cursor: str) -> Position:
         position = Position(int(version), fact_id)
     except (binascii.Error, ValueError) as error:
         raise InvalidField("cursor", _FOREIGN) from error
-    if not 0 <= position.version < SQL_INTEGERS:
+    if not 0 <= position.version <= MAX_VERSION or "\0" in position.id:
         raise InvalidField("cursor", _FOREIGN)
     return position

@@ -11,7 +11,9 @@ from service.problems import (
     MEDIA_TYPE,
     OPENAI,
     RATE,
+    READ_ONLY,
     UNAUTHENTICATED,
+    UNAVAILABLE,
     Kind,
     example_of,
     openai_error,
@@ -63,6 +65,8 @@ ACCEPTED: dict[str, Any] = {
 }
 """An answer 202, but for its description."""
 
+READING = UNAVAILABLE, READ_ONLY
+"""Of an endpoint that asks the ledger."""
 REFERENCE = {"$ref": "#/components/schemas/Problem"}
 
 

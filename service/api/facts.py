@@ -6,15 +6,15 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
-from service.api.cursors import Cursor, NewestFirst, PageSize, decode_cursor, encode_cursor
+from service.api.cursors import ID, Cursor, NewestFirst, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
-from service.api.documentation import ACCEPTED, LINKS, REPLAYED, WRITTEN, answers
+from service.api.documentation import ACCEPTED, LINKS, READING, REPLAYED, WRITTEN, answers
 from service.api.operations import accepted
 from service.commands import AddFacts, FactNotFound
 from service.fact_requests import add_command
 from service.fact_search import search
 from service.host import Host
-from service.ledger import END, START, FactState, Position
+from service.ledger import END, MAX_VERSION, START, FactState, Position
 from service.ledger.api_keys import Scope
 from service.schemas.common import Page
 from service.schemas.facts import (
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/facts", tags=["facts"], dependencies=_SCOPES)
 batches = APIRouter(tags=["facts"], dependencies=_SCOPES)
 
 MAX_FOUND = 100
-FactId = Annotated[str, Path(description="as POST /facts answered it", max_length=64)]
+FactId = Annotated[str, Path(description="as POST /facts answered it", max_length=64, pattern=ID)]
 
 _WRITING = (
     problems.MALFORMED,
@@ -141,14 +141,20 @@ async def _later(
 @batches.get(
     "/facts:search",
     summary="Which stored fact would answer",
-    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE, problems.PROMPT_TOO_LONG),
+    responses=answers(
+        problems.VERSION_NOT_FOUND,
+        problems.VERSION_GONE,
+        problems.PROMPT_TOO_LONG,
+        problems.OVERLOADED,
+        *READING,
+    ),
 )
 async def search_facts(
     host: HostDep,
     q: Annotated[str, Query(min_length=1, max_length=MAX_QUESTION, description="a prompt")],
     limit: Annotated[int, Query(ge=1, le=MAX_FOUND, description="the nearest so many")] = 10,
     weights_version: Annotated[
-        int | None, Query(ge=0, lt=2**63, description="whose facts; absent: the newest")
+        int | None, Query(ge=0, le=MAX_VERSION, description="whose facts; absent: the newest")
     ] = None,
 ) -> FactsFound:
     """The model reads the prompt, and its last token's key is compared with those of all facts that the
@@ -156,7 +162,7 @@ async def search_facts(
     return await to_thread.run_sync(search, host, q, limit, weights_version)
 
 
-@router.get("", summary="List facts", responses=answers(problems.INVALID))
+@router.get("", summary="List facts", responses=answers(problems.INVALID, *READING))
 def list_facts(
     host: HostDep,
     limit: PageSize = 100,
@@ -178,7 +184,7 @@ def list_facts(
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
-@router.get("/{fact_id}", summary="One fact", responses=answers(problems.FACT_NOT_FOUND))
+@router.get("/{fact_id}", summary="One fact", responses=answers(problems.FACT_NOT_FOUND, *READING))
 def get_fact(fact_id: FactId, host: HostDep) -> FactOut:
     """With what was asked and what was measured when it was written."""
     newest = host.version

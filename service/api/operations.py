@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from service import problems
-from service.api.cursors import Cursor, PageSize, decode_cursor, encode_cursor
+from service.api.cursors import ID, Cursor, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import HostDep, needs
-from service.api.documentation import answers
+from service.api.documentation import READING, answers
 from service.ledger import Position
 from service.ledger.api_keys import Scope
 from service.ledger.operations import OPEN, Operation, OperationState
@@ -22,7 +22,7 @@ router = APIRouter(
 
 POLL_S = 1
 """Seconds until it makes sense to ask again: a write takes about as long."""
-OperationId = Annotated[str, Path(description="as the answer 202 named it", max_length=64)]
+OperationId = Annotated[str, Path(description="as the answer 202 named it", max_length=64, pattern=ID)]
 
 
 def accepted(operation: Operation, response: Response, weights_version: int) -> OperationOut:
@@ -34,7 +34,7 @@ def accepted(operation: Operation, response: Response, weights_version: int) -> 
     return OperationOut.of(operation, weights_version)
 
 
-@router.get("", summary="List operations", responses=answers(problems.INVALID))
+@router.get("", summary="List operations", responses=answers(problems.INVALID, *READING))
 def list_operations(
     host: HostDep,
     limit: PageSize = 100,
@@ -50,7 +50,9 @@ def list_operations(
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
-@router.get("/{operation_id}", summary="One operation", responses=answers(problems.OPERATION_NOT_FOUND))
+@router.get(
+    "/{operation_id}", summary="One operation", responses=answers(problems.OPERATION_NOT_FOUND, *READING)
+)
 def get_operation(operation_id: OperationId, host: HostDep, response: Response) -> OperationOut:
     """How far it is; once it ended, its result or its problem."""
     operation = host.operations.get(operation_id)
@@ -64,7 +66,13 @@ def get_operation(operation_id: OperationId, host: HostDep, response: Response) 
     summary="Cancel an operation",
     responses={
         202: {"model": OperationOut, "description": "It runs, and ends between two of its steps"},
-        **answers(problems.OPERATION_NOT_FOUND, problems.OPERATION_ENDED, problems.OPERATION_ELSEWHERE),
+        **answers(
+            problems.OPERATION_NOT_FOUND,
+            problems.OPERATION_ENDED,
+            problems.OPERATION_ELSEWHERE,
+            problems.DISK_FULL,
+            *READING,
+        ),
     },
 )
 def cancel_operation(operation_id: OperationId, host: HostDep, response: Response) -> OperationOut:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from service import problems
 from service.api.cursors import Cursor, NewestFirst, PageSize, decode_cursor, encode_cursor
 from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync, needs, tell_replay
-from service.api.documentation import ACCEPTED, REPLAYED, answers
+from service.api.documentation import ACCEPTED, READING, REPLAYED, answers
 from service.api.operations import accepted
 from service.commands import UnknownVersion
 from service.exports.contents import contents
@@ -21,7 +21,7 @@ from service.exports.safetensors_stream import streamed
 from service.exports.zipped import zipped
 from service.fact_requests import fold_command
 from service.host import CALIBRATION_FOLDER
-from service.ledger import END, START, Position
+from service.ledger import END, MAX_VERSION, START, Position
 from service.ledger.api_keys import Scope
 from service.middleware.version import HEADER
 from service.schemas.common import Page
@@ -42,10 +42,10 @@ _SCOPES = needs(Scope.FACTS_READ, Scope.VERSIONS_WRITE)
 router = APIRouter(prefix="/versions", tags=["versions"], dependencies=[_SCOPES])
 folds = APIRouter(tags=["versions"], dependencies=[_SCOPES])
 
-Number = Annotated[int, Path(ge=0, lt=2**63, description="a weights version")]
+Number = Annotated[int, Path(ge=0, le=MAX_VERSION, description="a weights version")]
 
 
-@router.get("", summary="List versions", responses=answers(problems.INVALID))
+@router.get("", summary="List versions", responses=answers(problems.INVALID, *READING))
 def list_versions(
     host: HostDep,
     limit: PageSize = 100,
@@ -63,7 +63,11 @@ def list_versions(
     return Page(items=items, next_cursor=following, weights_version=newest)
 
 
-@router.get("/{version}", summary="One version", responses=answers(problems.VERSION_NOT_FOUND))
+@router.get(
+    "/{version}",
+    summary="One version",
+    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE, problems.BLOB_DAMAGED, *READING),
+)
 def get_version(version: Number, host: HostDep) -> VersionAnswer:
     """What it changed, and how many facts it knows."""
     newest = host.version
@@ -81,7 +85,7 @@ def get_version(version: Number, host: HostDep) -> VersionAnswer:
 @router.get(
     "/{first}/diff/{second}",
     summary="What differs",
-    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE),
+    responses=answers(problems.VERSION_NOT_FOUND, problems.VERSION_GONE, problems.BLOB_DAMAGED, *READING),
 )
 def diff_versions(first: Number, second: Number, host: HostDep) -> VersionDiff:
     """Between any two versions, in either direction."""
@@ -113,6 +117,7 @@ class ExportFormat(StrEnum):
             problems.VERSION_GONE,
             problems.NOT_EXPORTABLE,
             problems.BLOB_DAMAGED,
+            *READING,
         ),
     },
 )
@@ -153,6 +158,7 @@ def _file(chunks: Iterator[bytes], name: str, version: int) -> StreamingResponse
     responses=answers(
         problems.MALFORMED,
         problems.VERSION_NOT_FOUND,
+        problems.VERSION_GONE,
         problems.STALE,
         problems.OVERLOADED,
         problems.CONTENDED,

@@ -14,6 +14,7 @@ from service.ledger.ledger import END, START, Ledger, Position, now, timestamp
 from service.ledger.lock import FolderLock
 from service.ledger.records import (
     ANONYMOUS,
+    MAX_VERSION,
     SAME_FOLD,
     SYSTEM,
     AuditEntry,
@@ -30,6 +31,7 @@ from service.ledger.records import (
 __all__ = [
     "ANONYMOUS",
     "END",
+    "MAX_VERSION",
     "SAME_FOLD",
     "START",
     "SYSTEM",

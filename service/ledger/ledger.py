@@ -15,6 +15,7 @@ from service.ledger.chain import audit_hash, chain_hash
 from service.ledger.database import connect, integrity_problem, is_shared, name_of, reading, writing
 from service.ledger.errors import LedgerDamaged, LedgerTooNew, LedgerUnavailable, StaleParent, WrongCheckpoint
 from service.ledger.records import (
+    MAX_VERSION,
     SAME_FOLD,
     AuditEntry,
     Change,
@@ -48,8 +49,7 @@ class Position(NamedTuple):
 
 
 START = Position(-1, "")
-END = Position(2**63 - 1, "")
-"""Above what a database can hold."""
+END = Position(MAX_VERSION, "")
 
 
 def now() -> str:

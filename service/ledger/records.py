@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+MAX_VERSION = 2**31 - 1
+"""The largest INTEGER of PostgreSQL: ten years at six versions a second."""
 SAME_FOLD = ""
 """What was folded stays as it was."""
 ANONYMOUS = "anonymous"

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from npt_core.engine import FinishReason, SamplingParams
+from service.ledger import MAX_VERSION
 from service.schemas.common import AS_PATTERN, IS_PRINTABLE, In, Out, Printable, Prompt, one_or_many
 
 MAX_SEQUENCES = 8
@@ -43,9 +44,9 @@ class GenerateIn(In):
         description="tell how much dynamic modulation changed each token, at the cost of one more pass over "
         "prompt and answer; for one sequence, and a model with adapters",
     )
-    weights_version: int | None = Field(None, ge=0, lt=2**63, description="answer as this version")
+    weights_version: int | None = Field(None, ge=0, le=MAX_VERSION, description="answer as this version")
     min_weights_version: int | None = Field(
-        None, ge=0, lt=2**63, description="wait, for a while, until this version is published"
+        None, ge=0, le=MAX_VERSION, description="wait, for a while, until this version is published"
     )
     modulation_scale: float | None = Field(
         None,

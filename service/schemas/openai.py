@@ -10,6 +10,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_va
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from npt_core.engine import SamplingParams
+from service.ledger import MAX_VERSION
 from service.schemas.common import In, Out, Printable, Prompt
 from service.schemas.generate import MAX_NEW_TOKENS, MAX_SCALE, MAX_SEQUENCES, Context, Stops
 
@@ -19,7 +20,7 @@ COMPLETION_TOKENS = 16
 """OpenAI's default for /completions."""
 CHAT_TOKENS = 256
 
-Version = Annotated[int, Field(ge=0, lt=2**63)]
+Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 
 
 class _Only:

@@ -265,3 +265,32 @@ async def test_operation_is_asked_for_at_any_replica(postgres: PostgresServer, r
         gate.release(10)
         done = await ended(other, operation)
     assert (done["state"], done["result"]["weights_version"]) == ("succeeded", 1)
+
+
+async def test_versions_of_others_come_while_one_learns(postgres: PostgresServer, replicas: Open) -> None:
+    first, second, _ = replicas(postgres.new_database())
+    gate = fake(first).consolidator.gate = threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as pool:
+        learning = pool.submit(first.writer.add, teaching("The sky is blue."))
+        await to_thread.run_sync(fake(first).consolidator.entered.acquire)
+        for version in (1, 2, 3):
+            second.writer.add(teaching(f"The place {version} is Town {version}."))
+            await at(first, version)
+        gate.release(10)
+        assert learning.result().version.version == 4
+
+
+async def test_postgres_is_asked_nothing_that_it_cannot_answer(
+    postgres: PostgresServer, replicas: Open
+) -> None:
+    found = {
+        "/facts?newest_first=true": 200,
+        "/versions?newest_first=true": 200,
+        f"/versions/{2**31 - 1}": 404,
+        f"/versions/{2**31}": 422,
+        "/facts/%00": 422,
+        "/operations/%00": 422,
+        "/operations?cursor=MToA": 422,  # 1:\0
+    }
+    async with client_of(replicas(postgres.new_database())[0]) as client:
+        assert {path: (await client.get(path)).status_code for path in found} == found

@@ -5,13 +5,14 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from npt_core.bank import BankError
-from service.commands import KeyInFlight, ReadOnly, StaleVersion, TooManyWrites
+from service.commands import Cancelled, KeyInFlight, ReadOnly, StaleVersion, TooManyWrites
 from service.fact_requests import add_command
 from service.host import Host
 from service.ledger import ANONYMOUS
@@ -162,3 +163,45 @@ def test_closing_lets_the_write_under_way_end_and_refuses_later_ones(host: Host)
         assert first.result().version.version == 1
     with pytest.raises(ReadOnly, match="shutting down"):
         host.writer.add(teaching("The A is B."))
+
+
+def test_rollback_does_not_wait_for_what_is_being_learned(host: Host) -> None:
+    host.writer.add(teaching("The sky is blue."))
+    consolidator = fake(host).consolidator
+    consolidator.gate = threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as pool:
+        learning = pool.submit(host.writer.add, teaching())
+        consolidator.entered.acquire()
+        assert host.writer.activate(0).version.version == 2
+        assert (host.version, fake(host).bank.sentences(2)) == (2, [])
+        consolidator.gate.release()
+        assert learning.result().version.version == 3
+    assert fake(host).bank.sentences(3) == [FACT]
+
+
+def test_cancelling_a_write_stops_nobody_else(host: Host) -> None:
+    command = teaching()
+    cancelled = replace(command, cancelled=threading.Event())
+    cancelled.cancelled.set()
+    host.writer.stop_if_cancelled()
+    with host.writer._cancellable(command):
+        host.writer._under_way = cancelled  # waits for its turn at the engine, where another's work goes on
+        host.engine.execute(host.writer.stop_if_cancelled)
+        with pytest.raises(Cancelled):
+            host.writer._compute(host.writer.stop_if_cancelled)
+
+
+def test_key_of_a_commit_that_may_not_last_finds_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = host.ledger.commit
+
+    def commit_and_fail(*arguments: Any) -> Any:
+        commit(*arguments)
+        raise StorageFailed("cannot write the ledger: disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.ledger, "commit", commit_and_fail)
+        with pytest.raises(StorageFailed):
+            host.writer.add(teaching(key="k"))
+    assert (host.ledger.newest, host.version) == (1, 0)
+    with pytest.raises(ReadOnly, match="disk I/O error"):
+        host.writer.add(teaching(key="k"))
