@@ -34,6 +34,28 @@ class _Slow:
         self.seconds = self.seconds * (1 + RATE * (SLOW if up else SLOW - 1)) or seconds
 
 
+class _Job:
+    """Work, and the future of who waits for it."""
+
+    def __init__(self, work: Callable[[], T], outcome: "Future[T]") -> None:
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:  # told to whoever waits for it
+                self.fail(error)
+            else:
+                if not outcome.done():
+                    outcome.set_result(result)
+
+        self.run = run
+        self._outcome = outcome
+
+    def fail(self, error: BaseException) -> None:
+        """Unless it has an outcome, this is it."""
+        if not self._outcome.done():
+            self._outcome.set_exception(error)
+
+
 class Background:
     """Jobs, one after the other, in a share of the time beside steps, and all of it without steps. What is
     urgent goes before all of them, between two pieces if need be, and owes nothing.
@@ -46,9 +68,10 @@ class Background:
             raise ValueError("share must be above 0 and below 1")
         self._allowance = share / (1 - share)  # seconds of pieces for each second of steps
         self._due = due
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._urgent: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._urgent: deque[_Job] = deque()
         self._running: greenlet | None = None
+        self._job: _Job | None = None  # what `_running` runs
         self._steps = getcurrent()  # where `advance` was called
         self._credit = 0.0
         self._step, self._piece = _Slow(), _Slow()
@@ -63,16 +86,7 @@ class Background:
     def add(self, work: Callable[[], T], urgent: bool = False) -> "Future[T]":
         """Queue `work`; what it returns or raises is the outcome of the future."""
         outcome: Future[T] = Future()
-
-        def job() -> None:
-            try:
-                result = work()
-            except BaseException as error:  # told to whoever waits for it
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(result)
-
-        (self._urgent if urgent else self._jobs).append(job)
+        (self._urgent if urgent else self._jobs).append(_Job(work, outcome))
         return outcome
 
     def pause(self) -> None:
@@ -129,19 +143,33 @@ class Background:
             self.attend()
             self._resume()
 
+    def fail(self, error: BaseException) -> None:
+        """Nothing is computed any more: `error` is the outcome of every job, and raised in the one that is
+        half done, so that it lets go of what it holds.
+        """
+        jobs = [*self._urgent, *self._jobs, *([self._job] if self._job else [])]
+        self._urgent.clear()
+        self._jobs.clear()
+        running, self._running, self._job = self._running, None, None
+        if running is not None:
+            running.throw(error)
+        for job in jobs:
+            job.fail(error)
+
     def attend(self) -> None:
         """Do what is urgent."""
         while self._urgent:
             with torch.inference_mode(False):  # within a step, too
-                self._urgent.popleft()()
+                self._urgent.popleft().run()
 
     def _resume(self) -> None:
         if self._running is None and not self._jobs:
             return
         if self._running is None:
-            self._running = greenlet(self._jobs.popleft())
+            self._job = self._jobs.popleft()
+            self._running = greenlet(self._job.run)
         self._steps = getcurrent()
         self._begun = time.perf_counter()
         self._running.switch()
         if self._running.dead:
-            self._running = None
+            self._running = self._job = None

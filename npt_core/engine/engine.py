@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from npt_core.engine.config import EngineConfig
 from npt_core.engine.errors import (
     EmptyPrompt,
     EngineClosed,
+    EngineFailed,
     PromptTooLong,
     QueueFull,
     UnknownToken,
@@ -119,8 +121,14 @@ class Engine:
         self.drafts = DraftCount()
         self._changed = threading.Condition()
         self._closing = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="npt-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine's thread ended by itself; it answers nobody any more, and never will."""
+        return None if self._error is None else f"{type(self._error).__name__}: {self._error}"
 
     @property
     def max_positions(self) -> int:
@@ -158,13 +166,12 @@ class Engine:
             VersionNotFound: `request.weights_version` was never published.
             VersionGone: it is older than the bank keeps.
             QueueFull: its sequences do not all fit the queue; none was admitted.
-            EngineClosed: after `close`.
+            EngineClosed: after `close`; EngineFailed after a `failure`.
         """
         self._check_prompt(request.prompt_ids)
         n = request.params.n
         with self._changed:
-            if self._closing:
-                raise EngineClosed
+            self._check_open()
             # Not `running` and `waiting`: between reading the two, sequences pass from one to the other.
             open_sequences = len(self._inbox) + len(self._samplers)
             if open_sequences + n > self._config.queue_size + self._config.max_running:
@@ -183,7 +190,10 @@ class Engine:
         """What `work` returns or raises, computed on the engine's thread between steps. Thread-safe.
 
         Where `work` calls `pause`, steps go first. What is `urgent`, a publication, is done in the middle of
-        the current step or at its end, even where other work is half done. Raises EngineClosed after `close`.
+        the current step or at its end, even where other work is half done.
+
+        Raises:
+            EngineClosed: after `close`; EngineFailed after a `failure`, also if it comes meanwhile.
         """
         if threading.current_thread() is self._thread:
             return work()
@@ -192,8 +202,7 @@ class Engine:
     def post(self, work: Callable[[], T], urgent: bool = False) -> "Future[T]":
         """As `execute`, without waiting for the outcome."""
         with self._changed:
-            if self._closing:
-                raise EngineClosed
+            self._check_open()
             outcome = self._background.add(work, urgent)
             self._changed.notify()
         return outcome
@@ -208,6 +217,12 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise EngineFailed(self.failure) from self._error
+        if self._closing:
+            raise EngineClosed
 
     def _check_prompt(self, ids: Seq[int]) -> None:
         if not ids:
@@ -234,14 +249,33 @@ class Engine:
         return [first, *(Sequence(request, stream, i, limit, first) for i in range(1, request.params.n))]
 
     def _work(self) -> None:
-        while self._accept():
-            busy = bool(self.running or self.waiting)
-            if busy:
-                self._step()
-            self._background.advance(busy)
-        for sequence in tuple(self._scheduler):
-            self._end(sequence, FinishReason.CANCELLED)
-        self._background.finish()
+        try:
+            while self._accept():
+                busy = bool(self.running or self.waiting)
+                if busy:
+                    self._step()
+                self._background.advance(busy)
+            for sequence in tuple(self._scheduler):
+                self._end(sequence, FinishReason.CANCELLED)
+            self._background.finish()
+        except BaseException as error:
+            # Nobody else computes: whoever waits must hear of it, and whoever comes.
+            log.exception("the engine has failed")
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Refuse everybody from now on, and end what was taken on, whatever state things are in."""
+        with self._changed:
+            self._error = error
+            left = (*self._samplers, *self._inbox)
+            self._samplers.clear()
+            self._inbox.clear()
+        for sequence in left:
+            with suppress(Exception):  # whoever listens may be what failed
+                sequence.stream.put(FinishEvent(sequence.index, FinishReason.ERROR))
+        refusal = EngineFailed(f"{type(error).__name__}: {error}")
+        refusal.__cause__ = error
+        self._background.fail(refusal)
 
     def _due(self) -> bool:
         """Whether there is more to do than what is executed, while nothing runs."""
@@ -332,6 +366,8 @@ class Engine:
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         # Before the end is told: whoever hears it may submit again and find the place free.
-        if self._samplers.pop(sequence, None) is not None:
-            self._scheduler.remove(sequence)
-        sequence.stream.put(FinishEvent(sequence.index, reason))
+        try:
+            if self._samplers.pop(sequence, None) is not None:
+                self._scheduler.remove(sequence)
+        finally:
+            sequence.stream.put(FinishEvent(sequence.index, reason))

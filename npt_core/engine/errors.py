@@ -9,6 +9,7 @@ EngineError
 ├── VersionGone         it was published, and is no longer kept
 ├── QueueFull           as many sequences wait as may
 └── EngineClosed        the engine no longer takes requests
+    └── EngineFailed    as its thread ended by an error
 """
 
 
@@ -83,3 +84,11 @@ class EngineClosed(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the engine is closed")
+
+
+class EngineFailed(EngineClosed):
+    """The engine's thread ended by an error; only a new engine answers again."""
+
+    def __init__(self, failure: str) -> None:
+        EngineError.__init__(self, f"the engine has failed: {failure}")
+        self.failure = failure

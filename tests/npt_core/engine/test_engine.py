@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from npt_core.engine import (
     Engine,
     EngineClosed,
     EngineConfig,
+    EngineFailed,
     FinishEvent,
     FinishReason,
     GenerationRequest,
@@ -270,6 +272,51 @@ def test_version_without_finite_scores_fails_its_readers_alone_and_is_not_cached
         assert len(engine.prefix_cache) == 2
 
 
+@pytest.mark.parametrize("part", ["plan", "done", "add"])
+def test_engine_whose_thread_fails_ends_and_refuses_everybody(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread died, and whoever asked it waited for ever."""
+    model = CountingRunner(gate=threading.Semaphore(0))
+    begun, let_go = threading.Event(), threading.Event()
+
+    def half_done(engine: Engine) -> None:
+        try:
+            while True:
+                begun.set()
+                engine.pause()
+        finally:
+            let_go.set()
+
+    with running(model, max_running=1) as (engine, _):
+        jobs = [engine.post(partial(half_done, engine)), engine.post(let_go.wait)]
+        assert begun.wait(10)
+        streams = [engine.submit(ask())]
+        model.entered.acquire()
+        streams.append(engine.submit(ask(n=2)))
+
+        def failing(*_: Any) -> None:
+            raise IndexError("no such page")
+
+        monkeypatch.setattr(engine._scheduler, part, failing)
+        if part == "done":  # a step is caught; what it ends with is not
+            monkeypatch.setattr(engine._scheduler, "remove", failing)
+        assert model.gate is not None
+        model.gate.release(1000)
+        for stream in streams:
+            assert {e.reason for e in stream if isinstance(e, FinishEvent)} == {FinishReason.ERROR}
+        for job in jobs:
+            assert isinstance(job.exception(10), EngineFailed)
+        assert let_go.is_set()
+        assert engine.failure == "IndexError: no such page"
+        with pytest.raises(EngineFailed, match="no such page"):
+            engine.submit(ask())
+        with pytest.raises(EngineFailed) as caught:
+            engine.execute(lambda: None)
+        assert isinstance(caught.value.__cause__, IndexError)
+        assert engine.oldest_pinned() is None
+
+
 def submitted_until_closed(engine: Engine) -> list[Stream]:
     streams: list[Stream] = []
     while True:
@@ -297,6 +344,12 @@ def test_close_ends_what_was_submitted_within_the_last_step() -> None:
             assert [e for e in stream if isinstance(e, FinishEvent)] == [
                 FinishEvent(0, FinishReason.CANCELLED)
             ]
+
+
+def test_closed_engine_has_not_failed() -> None:
+    with running(CountingRunner()) as (engine, _):
+        pass
+    assert engine.failure is None
 
 
 def test_close_ends_running_and_waiting_requests() -> None:
