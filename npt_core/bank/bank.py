@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from npt_core.bank.bases import folded, succeeded
-from npt_core.bank.layer import PlasticLayer
+from npt_core.bank.layer import PlasticLayer, Tables
 from npt_core.bank.matches import Match, joined, nearest
 from npt_core.bank.matching import Whitening
 from npt_core.bank.rows import Birth
@@ -34,7 +34,8 @@ class Bank:
             for i, mlp in enumerate(self._mlps)
         ]
         self._owners: dict[str, int] = {}
-        self._alive: set[str] = set()
+        self._alive: dict[str, int] = {}  # facts to their columns
+        self._columns = 0
         self.version = 0
         self.oldest = 0
         """The oldest version that a new reader may ask for."""
@@ -51,9 +52,12 @@ class Bank:
         return frozenset(self._alive)
 
     def num_columns(self, version: int | None = None) -> int:
-        """Columns that a version sees, over all layers."""
-        seen = self.version if version is None else version
-        return sum(int(layer.columns.visible(seen).sum()) for layer in self.layers)
+        """Columns that a version sees, over all layers. Of the newest, any thread may ask: the number is
+        known, and nothing is computed, which would slow down the thread that does (see `engine.threads`).
+        """
+        if version is None:
+            return self._columns
+        return sum(int(layer.columns.visible(version).sum()) for layer in self.layers)
 
     def matches(
         self,
@@ -90,66 +94,82 @@ class Bank:
         nothing, where `check` does.
         """
         self.check(version, births, deaths, deltas)
+        tables = [layer.tables for layer in self.layers]
         if deltas is not None:
-            self._fold(version, deltas)
-        ending = [self._owners[fact] for fact in deaths]
-        for layer in self.layers if ending else ():
-            layer.columns = layer.columns.ended(ending, version)
-            layer.factors = {site: table.ended(ending, version) for site, table in layer.factors.items()}
-        self._alive.difference_update(deaths)
-        self._bear([(version, fact, weights) for fact, weights in births.items()])
-        self._begin(version)
+            tables = self._folded(tables, version, deltas)
+        if ending := [self._owners[fact] for fact in deaths]:
+            tables = [each.ended(ending, version) for each in tables]
+        tables = self._joined(tables, [(version, fact, weights) for fact, weights in births.items()])
+        self._begin(version, tables, births, deaths)
 
     def publish_all(self, births: Mapping[int, Mapping[str, FactWeights]]) -> None:
         """Several versions at once, ascending, each of which only brings facts: what `publish` of one after
         the other would make of them, in a fraction of its time. Raises BankError, and changes nothing, where
         one of them would.
         """
-        alive, last = set(self._alive), self.version
+        born, last = dict[str, FactWeights](), self.version
         for version, facts in births.items():
             _check_newer(version, last)
-            _check_not_alive(facts.keys() & alive)
+            _check_not_alive((facts.keys() & self._alive.keys()) | (facts.keys() & born.keys()))
             for fact, weights in facts.items():
                 self._check_fit(fact, weights)
-            alive.update(facts)
+            born.update(facts)
             last = version
-        self._bear([(v, fact, weights) for v, facts in births.items() for fact, weights in facts.items()])
-        self._begin(last)
+        each = [(v, fact, weights) for v, facts in births.items() for fact, weights in facts.items()]
+        self._begin(last, self._joined([layer.tables for layer in self.layers], each), born, ())
 
-    def _bear(self, births: Sequence[tuple[int, str, FactWeights]]) -> None:
-        """Facts with the versions at which they begin to live."""
+    def _joined(
+        self, tables: Sequence[Tables], births: Sequence[tuple[int, str, FactWeights]]
+    ) -> list[Tables]:
+        """With facts, and the versions at which they begin to live."""
         born = [(self._owners.setdefault(f, len(self._owners)), order_of(f), v) for v, f, _ in births]
         weights = [each for _, _, each in births]
+        made = list(tables)
         # Most layers hold nothing of a fact.
         for index in {layer for each in weights for layer in each.layers}:
-            layer = self.layers[index]
-            layer.columns = layer.columns.joined(
-                [
-                    Birth(*birth, (new.keys, new.values, new.thresholds))
-                    for birth, each in zip(born, weights, strict=True)
-                    if (new := each.columns.get(index)) is not None
-                ]
-            )
-            for site, table in layer.factors.items():
-                factors = [
-                    Birth(*birth, layer.held(site, more))
+            columns = [
+                Birth(*birth, (new.keys, new.values, new.thresholds))
+                for birth, each in zip(born, weights, strict=True)
+                if (new := each.columns.get(index)) is not None
+            ]
+            factors = {
+                site: [
+                    Birth(*birth, self.layers[index].held(site, more))
                     for birth, each in zip(born, weights, strict=True)
                     if (more := each.factors.get((index, site))) is not None
                 ]
-                layer.factors[site] = table.joined(factors)
-        self._alive.update(fact for _, fact, _ in births)
+                for site in made[index].factors
+            }
+            made[index] = made[index].joined(columns, factors)
+        return made
 
-    def _begin(self, version: int) -> None:
-        for layer in self.layers:
-            layer.newest = version
+    def _begin(
+        self,
+        version: int,
+        tables: Sequence[Tables],
+        births: Mapping[str, FactWeights],
+        deaths: Collection[str],
+    ) -> None:
+        """Publish what was made. Nothing can fail any more, such as for want of memory: half a version that
+        is published again would be there twice.
+        """
+        for layer, made in zip(self.layers, tables, strict=True):
+            layer.take(made, version)
+        for fact in set(deaths):
+            self._columns -= self._alive.pop(fact)
+        for fact, weights in births.items():
+            self._alive[fact] = weights.num_columns
+            self._columns += weights.num_columns
         self.version = version
 
-    def _fold(self, version: int, deltas: Mapping[int, Tensor]) -> None:
-        made = {i: self._folded(i, delta).T.contiguous() for i, delta in deltas.items()}
-        for index, layer in enumerate(self.layers):
-            layer.bases = succeeded(layer.bases, version, made.get(index))
+    def _folded(self, tables: Sequence[Tables], version: int, deltas: Mapping[int, Tensor]) -> list[Tables]:
+        made = {i: self._matrix(i, delta).T.contiguous() for i, delta in deltas.items()}
+        return [
+            each._replace(bases=succeeded(each.bases, version, made.get(index)))
+            for index, each in enumerate(tables)
+        ]
 
-    def _folded(self, index: int, delta: Tensor) -> Tensor:
+    def _matrix(self, index: int, delta: Tensor) -> Tensor:
         """`[d, d_ffn]`, or the columns of it that this process holds."""
         share = self.layers[index].share
         return folded(local(self._mlps[index].down_proj.weight), delta if share is None else share.of(delta))
@@ -178,9 +198,9 @@ class Bank:
         weights do not fit the model: what `publish` would refuse, before anything is stored.
         """
         _check_newer(version, self.version)
-        if missing := set(deaths) - self._alive:
+        if missing := set(deaths) - self._alive.keys():
             raise BankError(f"not alive: {sorted(missing)}")
-        _check_not_alive((births.keys() & self._alive) - set(deaths))
+        _check_not_alive((births.keys() & self._alive.keys()) - set(deaths))
         for fact, weights in births.items():
             self._check_fit(fact, weights)
         for index, delta in (deltas or {}).items():

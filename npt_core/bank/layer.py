@@ -1,6 +1,8 @@
 """What one layer's MLP adds at a version; the `mlp.plastic` of the model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -8,9 +10,28 @@ from torch import Tensor
 from npt_core.bank.bases import Bases, Product, matrix_at, project, retained
 from npt_core.bank.factors import FactorTable
 from npt_core.bank.matching import ColumnTable, Whitening
+from npt_core.bank.rows import Birth
 from npt_core.bank.vector import Vector
 from npt_core.bank.weights import BankError, Factors, Site
 from npt_core.sharding import Share
+
+
+class Tables(NamedTuple):
+    """What a layer's readers read, whatever their version."""
+
+    columns: ColumnTable
+    factors: Mapping[Site, FactorTable]
+    bases: Bases
+
+    def ended(self, owners: Sequence[int], version: int) -> Self:
+        """The living rows of `owners` die at `version`."""
+        factors = {site: table.ended(owners, version) for site, table in self.factors.items()}
+        return self._replace(columns=self.columns.ended(owners, version), factors=factors)
+
+    def joined(self, columns: Sequence[Birth], factors: Mapping[Site, Sequence[Birth]]) -> Self:
+        """The rows of all births, which ascend by version, are added."""
+        grown = {site: table.joined(factors[site]) for site, table in self.factors.items()}
+        return self._replace(columns=self.columns.joined(columns), factors=grown)
 
 
 class PlasticLayer:
@@ -42,13 +63,23 @@ class PlasticLayer:
             "down_proj": (d_model, d_ffn),
         }
         """Of `left` and `right`, as facts bring them."""
-        self.factors: dict[Site, FactorTable] = {
+        self.factors: Mapping[Site, FactorTable] = {
             "gate_proj": FactorTable.of((none(held), none(d_model))),
             "down_proj": replace(FactorTable.of((none(d_model), none(held))), inputs=share),
         }
         self.bases: Bases = ()
         self.newest = 0
         self.oldest = 0
+
+    @property
+    def tables(self) -> Tables:
+        """What readers read now."""
+        return Tables(self.columns, self.factors, self.bases)
+
+    def take(self, tables: Tables, newest: int) -> None:
+        """Readers read `tables` from now on, the `newest` version unless they ask for another."""
+        self.columns, self.factors, self.bases = tables
+        self.newest = newest
 
     def held(self, site: Site, factors: Factors) -> tuple[Tensor, Tensor]:
         """`left` and `right` of a fact, as this process holds them."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from functools import cache
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from npt_core.bank import (
     Bank,
@@ -92,6 +95,20 @@ def logits_of(names: frozenset[str]) -> Tensor:
     return logits(bank_of(*sorted(names)))
 
 
+class Operations(TorchDispatchMode):
+    """So many operations on tensors are `allowed`; the next one fails."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__()
+        self.left = allowed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.left:
+            raise torch.OutOfMemoryError
+        self.left -= 1
+        return func(*args, **(kwargs or {}))
+
+
 # A history: at every version some facts change sides (born if dead, dead if alive).
 histories = st.lists(st.sets(st.sampled_from(NAMES), min_size=1), min_size=1, max_size=6)
 
@@ -115,6 +132,8 @@ def test_every_version_sees_the_facts_alive_at_it(history: list[set[str]]) -> No
     for version, alive in seen.items():
         assert bank.num_columns(version) == sum(fact(n).num_columns for n in alive)
     assert bank.facts == seen[bank.version]
+    with Operations(allowed=0):  # asked by those who must not compute
+        assert bank.num_columns() == sum(fact(n).num_columns for n in bank.facts)
 
 
 @FEW
@@ -226,6 +245,29 @@ def test_a_refused_publication_changes_nothing(
     assert torch.equal(logits(bank), before)
     bank.publish(2, {"C": fact("C")})
     assert torch.equal(logits(bank), logits_of(frozenset("ABC")))
+
+
+def test_publication_that_fails_midway_changes_nothing_and_may_be_made_again() -> None:
+    """Wherever memory runs out. Layers were changed one by one: rows stood there twice."""
+    delta = {1: noise(7, D, D_FFN) / 10}
+    bank, other = bank_of("A"), bank_of("A")
+    before = [layer.tables for layer in bank.layers]
+    births, failures = {"A": fact("A"), "B": fact("B")}, count()
+    for allowed in failures:
+        try:
+            with Operations(allowed):
+                bank.publish(2, births, ["A"], delta)
+            break
+        except torch.OutOfMemoryError:
+            found = [layer.tables for layer in bank.layers]
+            assert all(a is b for x, y in zip(found, before, strict=True) for a, b in zip(x, y, strict=True))
+            assert (bank.version, bank.facts) == (1, {"A"})
+            assert {layer.newest for layer in bank.layers} == {1}
+    assert next(failures) > 20
+    other.publish(2, births, ["A"], delta)
+    for version in (1, 2):
+        assert torch.equal(logits(bank, version), logits(other, version))
+        assert bank.num_columns(version) == other.num_columns(version)
 
 
 @FEW
