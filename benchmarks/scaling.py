@@ -25,6 +25,7 @@ from npt_core.model import NPTForCausalLM
 from service.access import FRESH_S
 from service.blobs import FolderBlobs
 from service.ledger import Change, Fact, Ledger, VersionKind, now, sqlite_url
+from service.ledger.database import CONNECTIONS
 from service.object_blobs import READ_AT_ONCE
 from service.operations import BEAT_S
 from service.replica import POLL_S, Replica
@@ -34,8 +35,8 @@ COLUMNS = 9
 """Of a fact in a layer: what `POST /facts` reports in the README."""
 KEY_WIDTH = PlasticityConfig.key_width
 CONTEXT = 2048
-FEWEST, MOST = 2, 16
-"""Connections of a replica: one listens, one asks; SQLAlchemy keeps five of the latter and opens up to 15."""
+FEWEST, MOST = 2, CONNECTIONS + 1
+"""Connections of a replica: one listens, and one asks, or as many as there may be."""
 RATES = (0.1, 1.0)
 """Facts a second."""
 ROUND_TRIP_S = 0.01
@@ -229,9 +230,7 @@ def facts() -> Iterator[str]:
 
 def followers() -> Iterator[str]:
     """What replicas ask of database and store."""
-    idle, new = statements()
-    new += 1  # which facts expire
-    background = idle / POLL_S + 1 / BEAT_S
+    new, background = statements()[1] + 1, idle_queries()  # one asks which facts expire
     head = (
         "replicas",
         "connections",
@@ -303,7 +302,7 @@ def history() -> Iterator[str]:
 def advice() -> Iterator[str]:
     """What to run, with the figures of the tables before."""
     eight, large = NARROW
-    idle, new = statements()
+    new, idle = statements()[1] + 1, idle_queries()
     spare = (1 - MEMORY_SHARE) * GPUS["H100"][0]
     fits = int(spare / 2 / (2 * eight.resident) / 1000) * 1000
     rows = [
@@ -320,20 +319,26 @@ def advice() -> Iterator[str]:
         ),
         (
             "10 replicas",
+            # 40 more: a replica that comes before another goes, Jobs, and people.
             f"one PostgreSQL with `max_connections` {10 * MOST + 40}, one bucket",
-            f"{10 * MOST} connections at most, {digits(10 * idle / POLL_S)} queries/s when idle; "
+            f"{10 * MOST} connections at most, {digits(10 * idle)} queries/s when idle; "
             f"a fact of 8B is {size(9 * eight.blob)} from the bucket",
         ),
         (
             "1,000 replicas",
             "not tried. PostgreSQL with memory for so many connections, facts in batches, snapshots "
             "(`npt ledger compact`), restarts 100 at once",
-            f"{1000 * FEWEST:,} to {1000 * MOST:,} connections, {digits(1000 * idle / POLL_S)} queries/s "
-            f"when idle; a version, of one fact or of a batch, takes {1000 * (new + 1):,} queries; "
+            f"{1000 * FEWEST:,} to {1000 * MOST:,} connections, {digits(1000 * idle)} queries/s "
+            f"when idle; a version, of one fact or of a batch, takes {1000 * new:,} queries; "
             f"a fact of 8B is {size(999 * eight.blob)} from the bucket",
         ),
     ]
     yield from table("What to run", ("at", "what", "because"), *rows)
+
+
+def idle_queries() -> float:
+    """SQL statements a second of a replica that nobody asks anything: it polls, and tells that it lives."""
+    return statements()[0] / POLL_S + 1 / BEAT_S
 
 
 @cache

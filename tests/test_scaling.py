@@ -8,6 +8,7 @@ from benchmarks import scaling
 from npt_core.bank import Bank, FactWeights, Whitening
 from npt_core.config import NPTConfig
 from npt_core.model import NPTForCausalLM
+from service.ledger.database import connect
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 
@@ -16,6 +17,13 @@ def test_page_holds_the_tables_of_the_script_and_no_other() -> None:
     printed = [line for line in scaling.page().splitlines() if line.startswith(("|", "**"))]
     written = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(("|", "**"))]
     assert written == printed
+
+
+def test_connections_are_those_of_the_pool_and_of_every_page() -> None:
+    pool = connect("postgresql://user@host/name").pool
+    most = pool.size() + pool._max_overflow  # type: ignore[attr-defined]
+    assert most == scaling.MOST
+    assert f"each replica takes up to {most}," in (PAGE.parent / "runbook.md").read_text("utf-8")
 
 
 def test_a_fact_of_the_reference_model_is_as_large_as_the_service_reports() -> None:

@@ -31,14 +31,18 @@ def migrate(data: Data = None) -> None:
 
 @app.command()
 def verify(data: Data = None) -> None:
-    """Read everything: hash chains of versions and audit, and every blob that is needed. Works beside a
-    running server.
+    """Read everything: hash chains of versions and audit, and every blob that is needed. Tells the newest
+    version and its chain hash, by which replicas are compared. Works beside a running server.
     """
     with _opened(data) as (ledger, blobs):
         names = sorted(ledger.blobs())
         for name in names:
             blobs.get(name)
-        typer.echo(f"{ledger.name}: {ledger.newest + 1} versions and {len(names)} blobs are sound")
+        last = ledger.version(ledger.newest)
+        count = 0 if last is None else last.version + 1
+        typer.echo(f"{ledger.name}: {count} versions and {len(names)} blobs are sound")
+        if last is not None:
+            typer.echo(f"newest version {last.version}, chain {last.chain}")
 
 
 @app.command("export")
