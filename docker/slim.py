@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-UNUSED = ("pip", "setuptools", "hatchling", "torch/test")
+PACKAGES = ("pip", "setuptools", "hatchling")
+UNUSED = (*PACKAGES, *(f"{name}-*.dist-info" for name in PACKAGES), "torch/test")
+"""With what tells of them: who asks which packages are there, a list of them say, is told of no others."""
 WITHOUT_CUDA = ("torch/include", "torch/share", "torch/lib/*.a")
 TESTS = ("*/tests", "*/*/tests", "*/*/*/tests")
 

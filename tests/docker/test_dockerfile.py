@@ -1,7 +1,9 @@
 """The Dockerfile as far as it can be looked at without a build; `docker/rehearse.py` builds and runs it."""
 
 import re
+import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 from service.settings import Settings
@@ -28,6 +30,25 @@ def test_everything_that_is_copied_is_there_and_not_ignored() -> None:
     let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert copied() == let_in
     assert all((ROOT / path).exists() for path in copied())
+
+
+def test_packages_are_listed_when_all_are_there_and_what_goes_is_gone() -> None:
+    order = [
+        TEXT.index(step) for step in ("pip install --no-deps", "docker/slim.py /opt/npt", "cyclonedx-py")
+    ]
+    assert order == sorted(order)
+
+
+def test_what_is_taken_out_is_not_told_of(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("pip", "pip-26.0.dist-info", "npt", "npt-0.1.0.dist-info", "npt/tests", "torch/include"):
+        (packages / name).mkdir(parents=True)
+        if name.endswith(".dist-info"):
+            (packages / name / "METADATA").write_text(f"Name: {name.partition('-')[0]}\n")
+    output_of([sys.executable, ROOT / "docker" / "slim.py", tmp_path])
+    assert [each.name for each in distributions(path=[str(packages)])] == ["npt"]
+    assert {each.name for each in packages.iterdir()} == {"npt", "npt-0.1.0.dist-info", "torch"}
+    assert not list((packages / "npt").iterdir())
 
 
 def test_image_has_every_extra_of_the_package() -> None:
