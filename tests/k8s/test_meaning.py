@@ -29,6 +29,10 @@ FOREIGN = re.compile(r"(AWS|OMP|TORCHINDUCTOR|TRITON|MODEL)_[A-Z0-9_]+")
 """Variables of others, and those that only arguments are made of."""
 PROBES = {"/startupz", "/livez", "/readyz", "/metrics"}
 
+ARGO = "argocd.argoproj.io"
+ASKED = re.compile(r"""(?<!function )\b(?:call|callWith|fetch)\((?:"[A-Z]+", |\w+, )?["`]?([\w/:.-]+)""")
+"""What a script asks for, up to where an id begins, or the name of it."""
+
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -248,6 +252,74 @@ def test_nothing_comes_in_or_goes_out_that_no_policy_allows(name: str) -> None:
         and "egress" not in each["spec"]
     )
     assert deny["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+@every
+def test_pods_reach_what_they_are_told_to_ask(name: str) -> None:
+    objects = built(name)
+    for what, template in pod_templates(objects):
+        told: dict[str, str | None] = {}
+        for container in containers(template):
+            asked = environment(objects, container)
+            told |= asked
+            if any(_is_bucket(value) for value in asked.values()):
+                assert {"AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE"} <= asked.keys(), what
+        ports = _ports_outside(objects, template["metadata"]["labels"])
+        assert (443 in ports) == any(_is_bucket(value) for value in told.values()), what
+        assert (5432 in ports) == ("NPT_DATABASE_URL_FILE" in told), what
+
+
+def _is_bucket(value: str | None) -> bool:
+    return value is not None and value.startswith("s3://")
+
+
+def _ports_outside(objects: tuple[Object, ...], labels: dict[str, str]) -> set[int]:
+    """To which a pod with these labels may connect outside the cluster."""
+    return {
+        port["port"]
+        for each in of_kind(objects, "NetworkPolicy")
+        if each["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items()
+        for rule in each["spec"].get("egress", [])
+        if any("ipBlock" in peer for peer in rule["to"])
+        for port in rule["ports"]
+    }
+
+
+def test_hooks_of_argo_come_after_what_they_need() -> None:
+    objects = built("prod")
+    hooks = [each for each in of_kind(objects, "Job") if f"{ARGO}/hook" in each["metadata"]["annotations"]]
+    assert hooks
+    for hook in hooks:
+        assert hook["metadata"]["annotations"][f"{ARGO}/hook"] == "Sync"  # one phase with what it needs
+        spec = hook["spec"]["template"]["spec"]
+        needed = [named(objects, "ServiceAccount", spec["serviceAccountName"])]
+        needed += [
+            named(objects, "ConfigMap", source["configMapRef"]["name"])
+            for container in containers(hook["spec"]["template"])
+            for source in container["envFrom"]
+        ]
+        needed += of_kind(objects, "Namespace")
+        assert all(_wave(each) < _wave(hook) for each in needed)
+        assert _wave(hook) < _wave(server(objects))
+
+
+def _wave(found: Object) -> int:
+    return int(found["metadata"].get("annotations", {}).get(f"{ARGO}/sync-wave", 0))
+
+
+@pytest.mark.parametrize("name", ["prod", "embedded-with-gpu-and-model"])
+def test_gateway_leads_to_whatever_the_console_asks(name: str) -> None:
+    (route,) = of_kind(built(name), "HTTPRoute")
+    prefixes = [match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]]
+    asked = set()
+    for script in (ROOT / "service" / "console" / "static").iterdir():
+        text = script.read_text()
+        constants = dict(re.findall(r'^const (\w+) = "(\S+)";', text, re.MULTILINE))
+        asked |= {constants.get(path, path) for path in ASKED.findall(text)}
+        asked |= set(re.findall(r'(?:href|src)="(console/[^"]+)"', text))
+    asked.remove("address")  # what `call` makes of its argument
+    assert {"facts", "console/icon.svg", "console/main.js", "versions/"} <= asked
+    assert [path for path in sorted(asked) if not any(_begins(f"/{path}", each) for each in prefixes)] == []
 
 
 @pytest.mark.parametrize("name", ["prod", "embedded-with-gpu-and-model"])

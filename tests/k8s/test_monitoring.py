@@ -14,7 +14,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import problems
-from tests.k8s.manifests import K8S, built, of_kind
+from tests.k8s.manifests import K8S, OVERLAYS, built, of_kind
+from tests.k8s.manifests import server as server_of
 from tests.k8s.prometheus import DATASOURCE, Prometheus, prometheus_or_skip
 from tests.programs import ROOT, output_of, program_or_skip
 from tests.service.process import ServerProcess
@@ -117,6 +118,24 @@ def test_every_alert_is_tested_both_ways_and_explained() -> None:
         assert {"summary", "description"} <= alert["annotations"].keys()
 
 
+def test_runbook_names_panels_as_the_dashboard_does() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    named = set(re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", runbook))
+    assert len(named) >= 20
+    assert named <= {panel["title"] for panel in DASHBOARD["panels"]}
+
+
+def test_runbook_commands_fit_every_overlay() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    found = [server_of(built(name)) for name in OVERLAYS]
+    servers = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in found}
+    assert servers == {"deployment/npt", "statefulset/npt"}
+    first, _, sections = runbook.partition("\n## ")
+    assert all(each in first for each in servers)
+    assert not [each for each in servers if each in sections]
+    assert "$NPT" in sections
+
+
 def test_every_metric_that_is_named_is_told(told: set[str]) -> None:
     (hpa,) = of_kind(built("prod"), "HorizontalPodAutoscaler")
     (keda,) = of_kind(built("prod-with-keda"), "ScaledObject")
@@ -167,7 +186,9 @@ def test_variables_of_the_dashboard_list_replicas(prometheus: Prometheus) -> Non
         metric, label = re.fullmatch(
             r"label_values\((\w+), (\w+)\)", variables[name]["query"]["query"]
         ).groups()  # type: ignore[union-attr]
-        assert prometheus.query(f"count by ({label}) ({metric})")[0]["metric"][label]
+        listed = f"count by ({label}) ({metric})"
+        assert not prometheus.unanswered([listed])
+        assert prometheus.query(listed)[0]["metric"][label]
     for annotation in DASHBOARD["annotations"]["list"]:
         prometheus.query(annotation["expr"])
 
