@@ -20,6 +20,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from service.ledger import LedgerError, now
 from service.ledger.api_keys import ApiKey, ApiKeys, Scope, matching
+from service.storage import StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -69,8 +70,8 @@ class Access:
 
     @property
     def stale(self) -> bool:
-        """Whether `refresh` is due, which asks the database."""
-        return time.monotonic() - self._read > FRESH_S
+        """Whether `refresh` is due, which asks the database, and nobody is at it."""
+        return time.monotonic() - self._read > FRESH_S and not self._reading.locked()
 
     def refresh(self) -> None:
         """Read the keys again, unless somebody does so now. Where the database does not answer, those that
@@ -80,7 +81,7 @@ class Access:
             return
         try:
             self._known = tuple(self._keys.all())
-        except LedgerError as error:
+        except (LedgerError, StorageError) as error:
             log.warning("keys cannot be read again", reason=str(error))
         finally:
             self._read = time.monotonic()

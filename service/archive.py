@@ -45,11 +45,11 @@ def write_archive(ledger: Ledger, blobs: Blobs, path: Path) -> Manifest:
         LedgerError, BlobError: it cannot be read whole.
         OSError: `path` cannot be written; a file that was there is still there.
     """
-    rows = ledger.dump()
+    rows, needed = ledger.dump()
     versions = rows["versions"]
     if not versions:
         raise ArchiveError("the ledger is empty")
-    names = sorted(ledger.blobs())
+    names = sorted(needed)
     newest = max(versions, key=lambda row: int(row["version"]))
     base = next(str(row["base"]) for row in versions if row["version"] == 0)
     manifest = Manifest(FORMAT, base, newest["version"], newest["chain"], len(rows["facts"]), len(names))

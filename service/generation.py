@@ -116,7 +116,7 @@ async def admit(host: Host, asked: Asked) -> Running:
     # Off the event loop: a megabyte of text takes the tokenizer a while.
     prompt = asked.prompt
     if isinstance(prompt, str):
-        prompt_ids = tuple(await to_thread.run_sync(template.encode, prompt))
+        prompt_ids = tuple(await to_thread.run_sync(template.encode, prompt, limiter=host.encoding))
     else:
         prompt_ids = prompt
     request = GenerationRequest(

@@ -1,12 +1,15 @@
 """Everything that runs in one process: the loaded model, its facts, the engine, the writer."""
 
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
+
+from anyio import CapacityLimiter
 
 from npt_core.engine import Engine, EngineClosed, EngineConfig, StepRunner, alone
 from npt_core.placement import Device, DType
@@ -28,6 +31,8 @@ from service.teaching import recalled
 from service.version_gate import VersionGate
 from service.writer import Writer
 
+THREADS = 8
+CLOSING_S = 30.0
 CALIBRATION_FOLDER = "calibration"
 """Beside the facts, whose keys mean nothing under another calibration."""
 
@@ -57,7 +62,14 @@ class Host:
     metrics: Metrics
     access: Access
     lock: FolderLock
+    writing: CapacityLimiter
+    """Threads of writers, who wait for their turns: of the threads that all else needs they take none."""
+    asking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(THREADS))
+    """Threads that wait for the engine, behind what is being learned."""
+    encoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(THREADS))
+    """Threads that turn prompts into tokens, also where a database hangs and others wait for it."""
     draining: threading.Event = field(default_factory=threading.Event)
+    left_behind: threading.Event = field(default_factory=threading.Event)
 
     @property
     def version(self) -> int:
@@ -65,10 +77,17 @@ class Host:
         return self.runtime.bank.version
 
     @property
+    def dead(self) -> str | None:
+        """Why only a restart helps, if that is so."""
+        return None if self.engine.failure is None else f"the engine failed: {self.engine.failure}"
+
+    @property
     def unready(self) -> str | None:
         """Why traffic should go elsewhere, if it should."""
         if self.draining.is_set():
             return "the server is shutting down"
+        if self.dead is not None:
+            return self.dead
         if self.replica.problem is not None:
             return self.replica.problem
         if self.replica.lag > self.settings.version_lag:
@@ -76,11 +95,15 @@ class Host:
         return None
 
     def close(self) -> None:
-        """Let a write end, cancel what runs, then let go of the ledger and the folder."""
-        self.housekeeping.close()
-        self.operations.close()
-        self.writer.close()
-        self.replica.close()
+        """Let a write end, cancel what runs, then let go of the ledger and the folder. A write is
+        `left_behind` where a disk, a store or a database hangs.
+        """
+        deadline = time.monotonic() + CLOSING_S
+        self.housekeeping.close(deadline)
+        self.operations.close(deadline)
+        if not self.writer.close(deadline):
+            self.left_behind.set()
+        self.replica.close(deadline)
         self.engine.close()
         self.ledger.close()
         self.lock.release()
@@ -176,7 +199,12 @@ def _assemble(
     )
 
     _watch_over(runtime.consolidator, engine, writer)
-    operations = Operations(ledger, partial(recalled, ledger, replica), limit=settings.max_pending_operations)
+    operations = Operations(
+        ledger,
+        partial(recalled, ledger, replica),
+        limit=settings.max_pending_operations,
+        tell_refusal=metrics.rejections.labels("too_many_operations").inc,
+    )
     expiry = Expiry(ledger, writer, lambda: bank.version)
     housekeeping = Housekeeping([expiry.tick, operations.tick])
     host = Host(
@@ -193,6 +221,7 @@ def _assemble(
         metrics,
         access,
         lock,
+        CapacityLimiter(settings.max_pending_writes + THREADS),  # more than may wait: they are refused
     )
     _published(host)
     _watch(host)
@@ -239,6 +268,7 @@ def _watch(host: Host) -> None:
                 "Whether the database answered when it was last asked.",
                 lambda: float(host.replica.reachable),
             ),
+            "npt_ready": ("Whether traffic may come here.", lambda: float(host.unready is None)),
             "npt_read_only": (
                 "Whether nothing is written until restart, because the storage failed.",
                 lambda: float(host.writer.read_only is not None),
@@ -279,10 +309,14 @@ def _watch(host: Host) -> None:
 
 
 def _tell(host: Host) -> None:
+    def stamped() -> dict[str, str]:
+        version, chain = host.replica.stamp
+        return {"version": str(version), "chain": chain, "fingerprint": host.runtime.fingerprint}
+
     host.metrics.tell(
         "npt_weights_chain_info",
         "The newest version and its chain hash: replicas with equal hashes serve equal weights.",
-        lambda: {"version": str(host.version), "chain": host.replica.chain},
+        stamped,
     )
     host.metrics.tell(
         "npt_build_info",

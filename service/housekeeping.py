@@ -1,6 +1,7 @@
 """What the service does by itself, now and then, on a thread of its own."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -52,36 +53,51 @@ class Expiry:
 
 
 class Housekeeping:
-    """Calls `chores` every second, until it is closed. What fails is logged once, and tried again."""
+    """Calls `chores` every so many seconds, each on its own thread, until it is closed. What fails is logged
+    once, and tried again.
+    """
 
-    def __init__(self, chores: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, chores: Sequence[Callable[[], object]], every_s: float = TICK_S) -> None:
         self._chores = chores
+        self._every_s = every_s
         self._stopping = threading.Event()
         self._told: dict[int, str] = {}
-        self._thread = threading.Thread(target=self._run, name="npt-housekeeping", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name="npt-housekeeping", daemon=True)
+            for number in range(len(chores))
+        ]
 
     def start(self) -> None:
         """From now on."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
-    def close(self) -> None:
-        """No more; waits for the chore under way."""
+    def close(self, deadline: float) -> None:
+        """No more; waits for the chores under way until `deadline` (monotonic)."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(deadline - time.monotonic(), 0))
 
-    def _run(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            self.tick()
+    def _run(self, number: int) -> None:
+        while not self._stopping.wait(self._every_s):
+            self._do(number)
 
     def tick(self) -> None:
         """Every chore once."""
-        for number, chore in enumerate(self._chores):
-            try:
-                chore()
-            except (WriteError, LedgerError, StorageError, BlobError) as error:
-                if self._told.get(number) != str(error):
-                    log.error("a chore failed", reason=str(error))
-                self._told[number] = str(error)
-            else:
-                self._told.pop(number, None)
+        for number in range(len(self._chores)):
+            self._do(number)
+
+    def _do(self, number: int) -> None:
+        try:
+            self._chores[number]()
+        except (WriteError, LedgerError, StorageError, BlobError) as error:
+            if self._told.get(number) != str(error):
+                log.error("a chore failed", reason=str(error))
+            self._told[number] = str(error)
+        except Exception as error:  # a thread that ended would leave the chore undone unnoticed
+            if self._told.get(number) != str(error):
+                log.exception("a chore failed")
+            self._told[number] = str(error)
+        else:
+            self._told.pop(number, None)

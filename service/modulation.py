@@ -44,6 +44,6 @@ def measuring(host: Host, running: Running, modulation_scale: float | None) -> M
         return Modulation(prompt=tokens[: len(prompt)], completion=tokens[len(prompt) :])
 
     async def measure(completion: Sequence[int]) -> Modulation:
-        return await to_thread.run_sync(computed, completion)
+        return await to_thread.run_sync(computed, completion, limiter=host.asking)
 
     return measure

@@ -30,7 +30,12 @@ def open_s3(url: str, timeout_s: int = 30) -> S3Store:
     """
     named = os.environ.get(CREDENTIALS_FILE)
     provider = SharedCredentials(Path(named)) if named and Path(named).exists() else None
-    return S3Store.from_url(url, client_options=client_options(timeout_s), credential_provider=provider)
+    return S3Store.from_url(
+        url,
+        client_options=client_options(timeout_s),
+        credential_provider=provider,
+        checksum_algorithm="SHA256",  # of what is put: the store refuses what was spoilt on its way
+    )
 
 
 class SharedCredentials:

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from npt_core.engine import FinishReason, TokenEvent
+from npt_core.engine import EngineError, FinishReason, TokenEvent
 from service.answers import UNBUFFERED, kept_alive
 from service.generation import End, Piece, Running
 from service.problems import openai_error, problem_of
@@ -67,7 +67,7 @@ class Group:
 
     async def pieces(self) -> AsyncIterator[Piece | End]:
         """Pieces of all sequences as they come. Raises `FailedGeneration` where the engine failed."""
-        queue: asyncio.Queue[Piece | End] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | End | BaseException] = asyncio.Queue()
         tasks = [
             asyncio.create_task(_forward(part, number * part.n, queue))
             for number, part in enumerate(self.parts)
@@ -76,6 +76,8 @@ class Group:
         try:
             while open_sequences:
                 piece = await queue.get()
+                if isinstance(piece, BaseException):
+                    raise piece
                 if isinstance(piece, End):
                     open_sequences -= 1
                     if piece.reason is FinishReason.ERROR:
@@ -86,12 +88,15 @@ class Group:
                 task.cancel()
 
 
-async def _forward(part: Running, first: int, queue: asyncio.Queue[Piece | End]) -> None:
-    async for piece in part.pieces():
-        if isinstance(piece, Piece):
-            queue.put_nowait(Piece(first + piece.index, piece.text, piece.token))
-        else:
-            queue.put_nowait(End(first + piece.index, piece.reason))
+async def _forward(part: Running, first: int, queue: asyncio.Queue[Piece | End | BaseException]) -> None:
+    try:
+        async for piece in part.pieces():
+            if isinstance(piece, Piece):
+                queue.put_nowait(Piece(first + piece.index, piece.text, piece.token))
+            else:
+                queue.put_nowait(End(first + piece.index, piece.reason))
+    except Exception as error:  # whoever waits for the next piece is told
+        queue.put_nowait(error)
 
 
 @dataclass(slots=True)
@@ -208,7 +213,7 @@ async def _events(
         if closing is not None:
             yield _event(closing)
         yield DONE
-    except FailedGeneration as error:
+    except (FailedGeneration, EngineError) as error:
         yield _event(openai_error(problem_of(error)))
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from npt_core.consolidation import Step
 from service import problems, tracing
+from service.blobs import BlobError
 from service.commands import (
     Cancelled,
     Interrupted,
@@ -54,6 +55,10 @@ def utc() -> datetime:
     return datetime.now(UTC)
 
 
+def nothing() -> None:
+    """Counts no refusals."""
+
+
 @dataclass(slots=True)
 class _Job:
     id: str
@@ -74,12 +79,19 @@ class Operations:
     """
 
     def __init__(
-        self, ledger: Ledger, recall: Recall, *, limit: int = 256, clock: Callable[[], datetime] = utc
+        self,
+        ledger: Ledger,
+        recall: Recall,
+        *,
+        limit: int = 256,
+        clock: Callable[[], datetime] = utc,
+        tell_refusal: Callable[[], None] = nothing,
     ) -> None:
         self._ledger = ledger
         self._log = OperationLog(ledger.engine)
         self._recall = recall
         self._clock = clock
+        self._tell_refusal = tell_refusal
         self._owner = token_hex(8)
         self._jobs: dict[str, _Job] = {}
         self._queue: queue.Queue[_Job | None] = queue.Queue()
@@ -107,6 +119,7 @@ class Operations:
             if self._closing:
                 raise Interrupted
             if len(self._jobs) >= self._limit:
+                self._tell_refusal()
                 raise TooManyOperations(self._limit)
             self._jobs[operation_id] = job
         try:
@@ -161,12 +174,12 @@ class Operations:
             self._settle_abandoned(now - _LEASE)
         self._log.forget(timestamp(now - KEPT))
 
-    def close(self) -> None:
-        """Let the one that runs end; those that wait are told as failed."""
+    def close(self, deadline: float) -> None:
+        """Let the one that runs end, until `deadline` (monotonic); those that wait are told as failed."""
         with self._lock:
             self._closing = True
         self._queue.put(None)
-        self._worker.join()
+        self._worker.join(max(deadline - time.monotonic(), 0))
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -226,7 +239,14 @@ class Operations:
                 problem = problems.problem_of(Interrupted())
                 self._end(operation.id, OperationState.FAILED, problem)
             else:
-                self._end(operation.id, OperationState.SUCCEEDED, self._recall(operation.action, made))
+                self._end(operation.id, OperationState.SUCCEEDED, self._recalled(operation, made))
+
+    def _recalled(self, operation: Operation, made: int) -> BaseModel | None:
+        try:
+            return self._recall(operation.action, made)
+        except BlobError as error:  # compacted since
+            log.warning("an answer cannot be given again", operation=operation.id, reason=str(error))
+            return None
 
     def _made_by(self, operation: Operation) -> int | None:
         found = self._ledger.find_key(operation.actor, operation.request["idempotency_key"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -23,6 +24,8 @@ from service.request_errors import (
 )
 from service.schemas import openai
 from service.schemas.problem import FieldProblem, Problem
+
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 OPENAI = "/v1/"
@@ -336,7 +339,10 @@ def _fields(error: Exception) -> list[FieldProblem] | None:
 
 
 def _from_table(request: Request, error: Exception) -> Response:
-    return respond(request, problem_of(error))
+    problem = problem_of(error)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("refused for what only an operator can mend", type=problem.type, reason=problem.detail)
+    return respond(request, problem)
 
 
 def _from_http(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ never computed again, and each version's chain hash is checked before it is publ
 """
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -69,6 +70,12 @@ class Replica:
         return 0 if self._last is None else self._last.version
 
     @property
+    def stamp(self) -> tuple[int, str]:
+        """`version` and `chain` of the same moment."""
+        last = self._last
+        return (0, "") if last is None else (last.version, last.chain)
+
+    @property
     def chain(self) -> str:
         """The chain hash of the bank's version."""
         return "" if self._last is None else self._last.chain
@@ -112,11 +119,11 @@ class Replica:
             self._follower = threading.Thread(target=self._follow, name="npt-follower", daemon=True)
             self._follower.start()
 
-    def close(self) -> None:
-        """Follow no more."""
+    def close(self, deadline: float) -> None:
+        """Follow no more; waits until `deadline` (monotonic) where a database hangs."""
         self._stopping.set()
         if self._follower is not None:
-            self._follower.join()
+            self._follower.join(max(deadline - time.monotonic(), 0))
 
     def _begin(self) -> None:
         """From the newest snapshot, if there is one: older versions are gone then."""
@@ -270,9 +277,10 @@ class Replica:
 
     def folded_weights(self, ids: Collection[str]) -> Mapping[str, Any]:
         """The columns that facts had before they were folded, kept from one call to the next."""
-        kept = {**self._folded_weights, **self.load_all(set(ids) - self._folded_weights.keys())}
-        self._folded_weights = {id_: kept[id_] for id_ in ids}
-        return self._folded_weights
+        known = self._folded_weights  # several threads ask at once
+        kept = {**known, **self.load_all(set(ids) - known.keys())}
+        self._folded_weights = found = {id_: kept[id_] for id_ in ids}
+        return found
 
     def _follow(self) -> None:
         while not self._stopping.is_set():

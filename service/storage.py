@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -58,7 +59,8 @@ def write_durably(path: Path, data: bytes) -> None:
         DiskFull, StorageFailed: `path` is as it was, except that after a failed fsync of its
             folder the new name may or may not survive a power cut.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    # Several processes may write the same at once.
+    temporary = path.with_name(f".tmp-{path.name}-{token_hex(4)}")
     with _as_storage_errors(temporary):
         _write_and_sync(temporary, data)
         os.replace(temporary, path)

@@ -14,7 +14,6 @@ from service.tracing import span
 
 log = structlog.get_logger(__name__)
 
-CLOSING_S = 30.0
 CLOSED = "the server is shutting down"
 
 
@@ -39,15 +38,14 @@ class Turns:
             log.error("nothing is written any more until restart", reason=reason)
             self.failure = reason
 
-    def close(self) -> bool:
-        """Refuse what waits, and wait for what has its turn; whether it ended."""
+    def close(self, deadline: float) -> bool:
+        """Refuse what waits; whether those whose turn it is ended before `deadline` (monotonic)."""
         self._closing = True
-        deadline = time.monotonic() + CLOSING_S
         ended = _free(self._learning, deadline) and _free(self._making, deadline)
         self.failure = self.failure or CLOSED
         if not ended:
             # A disk or a store hangs; nothing was acknowledged.
-            log.warning("a write is left behind", waited_s=CLOSING_S)
+            log.warning("a write is left behind")
         return ended
 
     @contextmanager

@@ -17,6 +17,7 @@ from service.commands import (
     AddFacts,
     Cancelled,
     Contended,
+    Contradiction,
     FactAlreadyRetracted,
     FactNotFound,
     Folded,
@@ -104,9 +105,9 @@ class Writer:
         """Why nothing can be written until restart."""
         return self._turns.failure
 
-    def close(self) -> bool:
-        """Refuse what waits, and wait for the write under way; whether it ended."""
-        return self._turns.close()
+    def close(self, deadline: float) -> bool:
+        """Refuse what waits; whether the write under way ended before `deadline` (monotonic)."""
+        return self._turns.close(deadline)
 
     def stop_if_cancelled(self) -> None:
         """Called by consolidation between its pieces, whoever asked for it. Raises `Cancelled`."""
@@ -124,7 +125,7 @@ class Writer:
             replayed = self._replayed(command)
             if replayed is not None:
                 return replayed
-            with self._learning(command):
+            with self._counted(command), self._learning(command):
                 fresh = self._consolidate(command.facts)
                 command.tell(Step.PUBLISH)
                 blobs = self._store(fresh)
@@ -387,6 +388,17 @@ class Writer:
     def _store(self, fresh: Sequence[Consolidated]) -> list[str]:
         with self._timed("blob"), self._turns.fatal_if_storage_fails():
             return [self._blobs.put(encode(each.weights)) for each in fresh]
+
+    @contextmanager
+    def _counted(self, command: AddFacts) -> Iterator[None]:
+        try:
+            yield
+        except (Contradiction, SelfContradiction):
+            self._metrics.facts.labels("conflict").inc(len(command.facts))
+            raise
+        except Cancelled:
+            self._metrics.facts.labels("cancelled").inc(len(command.facts))
+            raise
 
     def _count(self, fresh: Sequence[Consolidated]) -> None:
         self._metrics.facts.labels("published").inc(len(fresh))

@@ -47,7 +47,8 @@ def idempotency_key(
         str | None,
         Header(
             alias="Idempotency-Key",
-            description="A repeated request with the same key and body is answered as the first",
+            description="A repeated request with the same key and body is answered as the first; a dry run, "
+            "which writes nothing, is made anew",
             json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
         ),
     ] = None,

@@ -91,8 +91,8 @@ async def create_fact(
         return await _later(host, response, command, CREATE, asked.dry_run)
     if asked.dry_run:
         response.status_code = 200
-        return FactRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
-    added = await to_thread.run_sync(host.writer.add, command)
+        return FactRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command, limiter=host.writing))
+    added = await to_thread.run_sync(host.writer.add, command, limiter=host.writing)
     response.headers["Location"] = f"/facts/{added.facts[0].id}"
     tell_replay(added.replayed, response)
     return FactCreated.of(added)
@@ -125,8 +125,10 @@ async def create_facts(
         return await _later(host, response, command, BATCH, asked.dry_run)
     if asked.dry_run:
         response.status_code = 200
-        return BatchRehearsed.of(await to_thread.run_sync(host.writer.rehearse, command))
-    added = await to_thread.run_sync(host.writer.add, command)
+        return BatchRehearsed.of(
+            await to_thread.run_sync(host.writer.rehearse, command, limiter=host.writing)
+        )
+    added = await to_thread.run_sync(host.writer.add, command, limiter=host.writing)
     tell_replay(added.replayed, response)
     return BatchCreated.of(added)
 
@@ -145,7 +147,6 @@ async def _later(
         problems.VERSION_NOT_FOUND,
         problems.VERSION_GONE,
         problems.PROMPT_TOO_LONG,
-        problems.OVERLOADED,
         *READING,
     ),
 )
@@ -159,7 +160,7 @@ async def search_facts(
 ) -> FactsFound:
     """The model reads the prompt, and its last token's key is compared with those of all facts that the
     version knows: what decides whether a fact answers, as numbers."""
-    return await to_thread.run_sync(search, host, q, limit, weights_version)
+    return await to_thread.run_sync(search, host, q, limit, weights_version, limiter=host.asking)
 
 
 @router.get("", summary="List facts", responses=answers(problems.INVALID, *READING))
@@ -202,5 +203,5 @@ def get_fact(fact_id: FactId, host: HostDep) -> FactOut:
 )
 async def retract_fact(fact_id: FactId, host: HostDep, expected: IfMatch, actor: Actor) -> FactRetracted:
     """A new version that does not know it; versions before it still do."""
-    moved = await to_thread.run_sync(host.writer.retract, fact_id, expected, actor)
+    moved = await to_thread.run_sync(host.writer.retract, fact_id, expected, actor, limiter=host.writing)
     return FactRetracted(id=fact_id, weights_version=moved.version.version)

@@ -22,7 +22,11 @@ class Health(Out):
 
 
 async def health(host: HostDep) -> Health:
-    """The port opens when everything is loaded, so this fails only while it is closed."""
+    """The port opens when everything is loaded, so this fails while it is closed, and once only a restart
+    helps.
+    """
+    if host.dead is not None:
+        raise NotReady(host.dead)
     return Health(weights_version=host.version)
 
 
@@ -30,7 +34,9 @@ for _path, _summary in (
     ("/livez", "Is the process alive"),
     ("/startupz", "Have the model and its facts been loaded"),
 ):
-    router.add_api_route(_path, health, name=_path.strip("/"), summary=_summary)
+    router.add_api_route(
+        _path, health, name=_path.strip("/"), summary=_summary, responses=answers(problems.NOT_READY)
+    )
 
 
 @router.get("/readyz", summary="May it get traffic", responses=answers(problems.NOT_READY))

@@ -14,7 +14,7 @@ from service.api.dependencies import Actor, HostDep, IfMatch, Key, PrefersAsync,
 from service.api.documentation import ACCEPTED, READING, REPLAYED, answers
 from service.api.operations import accepted
 from service.commands import UnknownVersion
-from service.exports.contents import contents
+from service.exports.contents import contents, recorded
 from service.exports.lora import adapter_files
 from service.exports.merged import checkpoint_files
 from service.exports.safetensors_stream import streamed
@@ -74,6 +74,8 @@ def get_version(version: Number, host: HostDep) -> VersionAnswer:
     found = host.ledger.version(version)
     if found is None:
         raise UnknownVersion(version, newest)
+    if found.fold is not None:
+        recorded(host.ledger, version)  # what is older than a snapshot may have lost its blobs
     return VersionAnswer(
         **VersionOut.of(found).model_dump(),
         weights_version=newest,
@@ -170,7 +172,7 @@ def _file(chunks: Iterator[bytes], name: str, version: int) -> StreamingResponse
 )
 async def activate_version(version: Number, host: HostDep, expected: IfMatch, actor: Actor) -> Activated:
     """Makes a new version that knows exactly the facts that `version` knows."""
-    moved = await to_thread.run_sync(host.writer.activate, version, expected, actor)
+    moved = await to_thread.run_sync(host.writer.activate, version, expected, actor, limiter=host.writing)
     made = VersionOut.of(moved.version)
     return Activated(**made.model_dump(), weights_version=made.version)
 
@@ -221,7 +223,7 @@ async def fold_versions(
     if later:
         operation = await to_thread.run_sync(fold_later, host.operations, host.writer, command, asked.dry_run)
         return accepted(operation, response, host.version)
-    folded = await to_thread.run_sync(host.writer.fold, command, asked.dry_run)
+    folded = await to_thread.run_sync(host.writer.fold, command, asked.dry_run, limiter=host.writing)
     if asked.dry_run:
         response.status_code = 200
         return FoldRehearsed.of(folded)

@@ -118,7 +118,11 @@ def serve(host: "Host", listener: socket.socket, load_seconds: float = 0.0) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again once everything has ended, which is as it should be.
         signal.signal(number, _end_well)
-    draining_server(host, config).run([listener])
+    try:
+        draining_server(host, config).run([listener])
+    finally:
+        if host.left_behind.is_set():
+            os._exit(0)  # its thread would be waited for
 
 
 def draining_server(host: "Host", config: "uvicorn.Config") -> "uvicorn.Server":

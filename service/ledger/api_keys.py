@@ -16,6 +16,7 @@ from sqlalchemy import Executable, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger.database import reading, writing
+from service.ledger.errors import LedgerDamaged
 from service.ledger.ledger import Ledger, now, record
 from service.ledger.tables import api_keys
 
@@ -69,12 +70,17 @@ class ApiKeys:
 
     def __init__(self, ledger: Ledger) -> None:
         self._engine = ledger.engine
+        self._name = ledger.name
 
     def all(self) -> list[ApiKey]:
         """Every key there ever was, oldest first."""
         query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
         with reading(self._engine) as connection:
-            return [_key(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        try:
+            return [_key(row) for row in rows]
+        except ValueError as error:
+            raise LedgerDamaged(self._name, f"scopes of an API key: {error}") from error
 
     def create(
         self,
@@ -151,5 +157,6 @@ def matching(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
 
 
 def _key(row: RowMapping) -> ApiKey:
+    """Raises ValueError for scopes that nobody wrote."""
     values = dict(row) | {"scopes": frozenset(Scope(scope) for scope in json.loads(row["scopes"]))}
     return ApiKey(**values)

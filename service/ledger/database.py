@@ -12,6 +12,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     IntegrityError,
+    InternalError,
     NoSuchModuleError,
     OperationalError,
 )
@@ -92,7 +93,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     write meanwhile.
 
     Raises:
-        LedgerUnavailable: a database that others share does not answer.
+        LedgerUnavailable: a database that others share does not answer, or a file is locked for too long.
         StorageFailed: the file cannot be read: a write that failed midway has to be undone first, on a disk
             that takes no more writes.
         LedgerDamaged: the file is not one that the ledger can read.
@@ -105,7 +106,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     except NoneFree as error:
         raise _all_in_use(engine) from error
     except DatabaseError as error:
-        if is_shared(engine) and isinstance(error, OperationalError):
+        if _may_pass(engine, error):
             raise _unavailable(engine, error) from error
         if isinstance(error, OperationalError) and _code(error) in _UNREADABLE:
             raise StorageFailed(f"cannot read the ledger: {_line(error)}") from error
@@ -129,12 +130,14 @@ def writing(engine: Engine) -> Iterator[Connection]:
     except OperationalError as error:
         if _code(error) in (sqlite3.SQLITE_FULL, _DISK_FULL):
             raise DiskFull("no room to write the ledger") from error
-        if is_shared(engine):
+        if _may_pass(engine, error):
             raise _unavailable(engine, error) from error
         raise StorageFailed(f"cannot write the ledger: {error.orig}") from error
     except IntegrityError:
         raise
     except DatabaseError as error:
+        if _may_pass(engine, error):
+            raise _unavailable(engine, error) from error
         raise StorageFailed(f"cannot write the ledger: {_line(error)}") from error
 
 
@@ -160,6 +163,7 @@ def _connect_postgres(url: URL) -> Engine:
         "keepalives_idle": CONNECT_TIMEOUT_S,
         "keepalives_interval": 1,
         "keepalives_count": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": 1000 * FREE_TIMEOUT_S,  # also where something was sent and not acknowledged
         "application_name": "npt",
     }
     try:
@@ -180,7 +184,14 @@ def _all_in_use(engine: Engine) -> LedgerUnavailable:
     return LedgerUnavailable(_name(engine), f"none of its connections came free in {FREE_TIMEOUT_S} s")
 
 
-def _unavailable(engine: Engine, error: OperationalError) -> LedgerUnavailable:
+def _may_pass(engine: Engine, error: DatabaseError) -> bool:
+    """Whether the same may work later: a database moves to another machine, a file is let go of."""
+    if is_shared(engine):
+        return isinstance(error, OperationalError | InternalError)
+    return isinstance(error, OperationalError) and _code(error) == sqlite3.SQLITE_BUSY
+
+
+def _unavailable(engine: Engine, error: DatabaseError) -> LedgerUnavailable:
     return LedgerUnavailable(_name(engine), _line(error))
 
 

@@ -229,13 +229,14 @@ class Ledger:
                 connection.execute(select(func.pg_advisory_xact_lock(_BLOBS)))
             yield queries.needed_blobs(connection)
 
-    def dump(self) -> dict[str, list[dict[str, Any]]]:
-        """Every row of history, as of one moment, by table."""
+    def dump(self) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
+        """Every row of history by table, and the blobs that it needs (as `blobs`), as of one moment."""
         with reading(self.engine) as connection:
-            return {
+            rows = {
                 table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
                 for table in _HISTORY
             }
+            return rows, queries.needed_blobs(connection)
 
     def restore(
         self,

@@ -1,5 +1,7 @@
 """Facts that expire by themselves, on a clock that the test turns."""
 
+import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -131,3 +133,19 @@ def test_expiry_that_failed_is_tried_again(host: Host, clock: Clock, monkeypatch
     assert host.version == 1
     chores.tick()
     assert host.version == 2
+
+
+def test_chore_that_breaks_or_hangs_stops_no_other() -> None:
+    broken, hanging, done = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def breaks() -> None:
+        if not broken.is_set():
+            broken.set()
+            raise RuntimeError("a bug")
+        done.release()
+
+    chores = Housekeeping([breaks, hanging.wait], every_s=0.01)
+    chores.start()
+    assert done.acquire(timeout=60)
+    hanging.set()
+    chores.close(time.monotonic() + 60)

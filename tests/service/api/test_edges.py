@@ -4,15 +4,19 @@ import asyncio
 import base64
 import json
 import re
+import threading
+from functools import partial
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
+from anyio import to_thread
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import problems
 from service.app import create_app
-from service.host import Host
+from service.host import THREADS, Host
 from service.ledger.api_keys import ApiKeys, Scope
 from service.middleware.access_log import AccessLog
 from tests.service.conftest import OpenHost, client_of, fake
@@ -359,3 +363,26 @@ async def test_documentation_needs_no_other_server(client: Client) -> None:
     answer = await client.get("/facts")
     assert answer.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_who_waits_to_learn_or_to_search_keeps_nobody_from_an_answer(host: Host) -> None:
+    gate = fake(host).consolidator.gate = threading.Semaphore(0)
+    async with client_of(host) as client, anyio.create_task_group() as tasks:
+        for number in range(host.settings.max_pending_writes):
+            tasks.start_soon(partial(client.post, "/facts", json={"fact": f"The A{number} is B."}))
+        await to_thread.run_sync(fake(host).consolidator.entered.acquire)
+        for _ in range(40):  # as many threads as there are by default
+            tasks.start_soon(partial(client.get, "/facts:search", params={"q": "Who?"}))
+        while host.asking.statistics().tasks_waiting < 40 - THREADS:
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(60):
+            assert (await client.post("/generate", json=PROMPT)).status_code == 200
+            assert (await client.get("/facts")).status_code == 200
+        gate.release(1000)
+
+
+async def test_refused_writes_are_counted(client: Client) -> None:
+    await client.post("/facts", json={"fact": "The sky is blue."})
+    refused = await client.post("/facts", json={"fact": "The sky is green.", "on_conflict": "reject"})
+    assert refused.status_code == 409
+    assert (await samples(client))["npt_facts_total conflict"] == 1

@@ -23,6 +23,19 @@ async def test_server_that_shuts_down_is_alive_and_not_ready(client: Client, hos
     assert (await client.post("/generate", json={"prompt": "x"})).status_code == 200
 
 
+async def test_server_whose_engine_failed_is_to_be_started_again(
+    client: Client, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.engine, "_error", RuntimeError("out of memory"))
+    for path in ("/livez", "/readyz"):
+        refused = await client.get(path)
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "the engine failed: RuntimeError: out of memory"
+    assert "\nnpt_ready 0.0" in (await client.get("/metrics")).text
+    monkeypatch.undo()
+    assert "\nnpt_ready 1.0" in (await client.get("/metrics")).text
+
+
 async def test_server_that_is_behind_is_not_ready(
     client: Client, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

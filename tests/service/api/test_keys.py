@@ -14,9 +14,10 @@ from service.app import create_app
 from service.cli import app as cli
 from service.cli.client import ClientError, connected
 from service.host import Host
-from service.ledger import Ledger, sqlite_url, timestamp
-from service.ledger.api_keys import ApiKeys, Scope, matching
+from service.ledger import Ledger, LedgerDamaged, sqlite_url, timestamp
+from service.ledger.api_keys import ApiKey, ApiKeys, Scope, matching
 from service.middleware.authentication import OPEN, OPEN_BELOW
+from service.storage import StorageFailed
 from service.stores import LEDGER_FILE
 from tests.service.api.test_facts import FACT, teach
 from tests.service.conftest import client_of, fake
@@ -253,3 +254,24 @@ def test_wrong_words_are_refused_in_one_line(data: Path, arguments: list[str], r
     done = npt(data, *arguments)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"npt: {reason}")
+
+
+async def test_keys_that_cannot_be_read_again_stay_known(
+    client: Client, host: Host, key_for: KeyFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = key_for(Scope.GENERATE)
+
+    def fail() -> list[ApiKey]:
+        raise StorageFailed("cannot read the ledger: disk I/O error")
+
+    monkeypatch.setattr(host.access, "_read", 0.0)
+    monkeypatch.setattr(host.access._keys, "all", fail)
+    assert (await client.post("/generate", json={"prompt": "x"}, headers=headers)).status_code == 200
+
+
+def test_scopes_that_nobody_wrote_are_damage(host: Host, key_for: KeyFor) -> None:
+    key_for(Scope.GENERATE)
+    with host.ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"generate!\"]'")
+    with pytest.raises(LedgerDamaged, match="scopes of an API key: 'generate!'"):
+        ApiKeys(host.ledger).all()

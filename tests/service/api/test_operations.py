@@ -1,6 +1,7 @@
 """Writes that are answered before they are done."""
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -264,7 +265,7 @@ def test_operation_that_waits_when_the_server_stops_is_told_as_failed(host_of: O
 
     first, second = (host.operations.submit("a", "facts.batch", {}, None, work) for _ in range(2))
     begun.wait()
-    closing = threading.Thread(target=host.operations.close)
+    closing = threading.Thread(target=host.operations.close, args=(time.monotonic() + 60,))
     closing.start()
     on.set()
     closing.join()
@@ -287,7 +288,7 @@ def test_operations_of_another_replica_are_its_own_until_it_is_silent(
     clock.moment += timedelta(seconds=BEAT_S)
     operations.tick()
     assert operations.get(theirs.id).state is OperationState.FAILED
-    operations.close()
+    operations.close(time.monotonic() + 30)
 
 
 def test_process_is_heard_of_while_it_works(host: Host) -> None:
@@ -303,7 +304,7 @@ def test_process_is_heard_of_while_it_works(host: Host) -> None:
     operations.tick()
     assert operations.get(operation.id).updated_at == timestamp(clock.moment)
     on.set()
-    operations.close()
+    operations.close(time.monotonic() + 30)
     clock.moment += KEPT + timedelta(seconds=BEAT_S)
     operations.tick()
     with pytest.raises(OperationNotFound):
