@@ -24,7 +24,7 @@ class PrefixCache:
 
     def __init__(self, pages: PageTable, enabled: bool = True) -> None:
         self._pages = pages
-        self._enabled = enabled
+        self.enabled = enabled
         self._entries: OrderedDict[tuple[Hashable, tuple[int, ...]], _Entry] = OrderedDict()
         self._nodes = count()
         self.queried_tokens = 0
@@ -67,7 +67,7 @@ class PrefixCache:
 
         If the cache has these tokens already, it keeps its own page.
         """
-        if not self._enabled:
+        if not self.enabled:
             return None
         key = (parent, tuple(tokens))
         entry = self._entries.get(key)

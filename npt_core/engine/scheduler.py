@@ -74,12 +74,12 @@ class Scheduler:
         spans = self._decodes()
         left = max(self._limits.batch_tokens - len(spans), PAGE)
         for sequence in self._running:
-            if sequence.prefilling and left >= PAGE:
-                left -= self._plan_prefill(spans, sequence, left)
+            if not sequence.decoding and left >= PAGE:
+                left -= self._plan_chunk(spans, sequence, left)
         for sequence in self._admissible():
             if left < PAGE or not self._admit(sequence):
                 break
-            left -= self._plan_prefill(spans, sequence, left)
+            left -= self._plan_chunk(spans, sequence, left)
         return self._with_draft(list(spans.values()))
 
     def done(self, spans: Iterable[Span]) -> None:
@@ -98,7 +98,7 @@ class Scheduler:
         spans: dict[int, Span] = {}
         for sequence in tuple(self._running):
             # One that an earlier sequence of this very step has driven out holds no page any more.
-            if sequence.pages and not sequence.prefilling and self._grow(sequence, spans):
+            if sequence.pages and sequence.decoding and self._grow(sequence, spans):
                 spans[sequence.arrival] = Span(sequence, sequence.computed, len(sequence.tokens))
         return spans
 
@@ -110,22 +110,32 @@ class Scheduler:
         draft = sequence.draft(self._limits.draft_tokens, self._pages.page_size * len(sequence.pages))
         return [replace(spans[0], draft=draft)]
 
-    def _plan_prefill(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
-        """Plan the next chunk of a prompt, in at most `left` rows; returns its rows."""
-        reach = sequence.computed + left // PAGE * PAGE
-        # Of a sequence that was preempted, the answer so far follows its prompt at once.
-        end = len(sequence.tokens) if reach >= sequence.prompt_length else reach
-        span = spans[sequence.arrival] = Span(sequence, sequence.computed, end)
+    def _plan_chunk(self, spans: dict[int, Span], sequence: Sequence, left: int) -> int:
+        """Plan what comes next of a prompt, and of the answer so far if the sequence was preempted, in at
+        most `left` rows; returns the rows.
+        """
+        start, prompt_end = sequence.computed, max(sequence.computed, sequence.prompt_length)
+        end = min(start + left // PAGE * PAGE, prompt_end)
+        if end == prompt_end:
+            end = min(end + left - Span(sequence, start, end).rows, len(sequence.tokens))
+        span = spans[sequence.arrival] = Span(sequence, start, end)
         return span.rows
 
     def _admissible(self) -> Iterator[Sequence]:
-        """Who may start, in order. The others of a request wait for its first, to share its prompt."""
+        """Who may start, in order. The others of a request wait for its first, if its prompt has pages to
+        share.
+        """
         for sequence in tuple(self._waiting):
             if len(self._running) >= self._limits.max_running:
                 return
-            leader = sequence.leader
-            if leader is None or not (leader.prefilling and leader.stream.is_open(leader.index)):
+            if not self._awaits_prompt(sequence):
                 yield sequence
+
+    def _awaits_prompt(self, sequence: Sequence) -> bool:
+        leader = sequence.leader
+        if leader is None or not (leader.prefilling and leader.stream.is_open(leader.index)):
+            return False
+        return self._cache.enabled and sequence.prompt_length > self._pages.page_size
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give `sequence` pages for all its tokens and move it to the running ones, or do nothing."""
@@ -166,7 +176,10 @@ class Scheduler:
     def _take_run(self, count: int) -> list[int]:
         """`count` pages in a row, if need be where prompts were that nobody asked for lately."""
         run = self._pages.take_run(count)
-        for _ in range(EVICTIONS * count):
+        # Pages apart are copied in every step, which costs more than to read a prompt again; but where pages
+        # are large, a kernel reads them wherever they lie.
+        evictions = EVICTIONS * count if self._pages.page_size == PAGE else 0
+        for _ in range(evictions):
             if run or not self._cache.evict():
                 break
             run = self._pages.take_run(count)

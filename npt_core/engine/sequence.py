@@ -58,6 +58,11 @@ class Sequence:
         """Whether part of the prompt is still to be computed."""
         return self.computed < self.prompt_length
 
+    @property
+    def decoding(self) -> bool:
+        """Whether only its last token is still to be computed, and is none of the prompt."""
+        return not self.prefilling and self.pending == 1
+
     def draft(self, most: int, held: int) -> tuple[int, ...]:
         """A guess of the next tokens, as far as there is room for them and for the one after them, while
         its pages hold `held` tokens.

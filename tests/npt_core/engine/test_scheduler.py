@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -12,7 +13,7 @@ from npt_core.engine.prefix_cache import PrefixCache
 from npt_core.engine.scheduler import Limits, Scheduler
 from npt_core.engine.sequence import Sequence
 
-PAGES = 12
+PAGES, BATCH = 12, 40
 
 
 def after(sequence: Sequence, position: int) -> int:
@@ -27,7 +28,7 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.pages = PageTable(PAGES * PAGE // self.page_size, self.page_size)
         self.cache = PrefixCache(self.pages)
-        self.scheduler = Scheduler(self.pages, self.cache, Limits(max_running=4, batch_tokens=40))
+        self.scheduler = Scheduler(self.pages, self.cache, Limits(max_running=4, batch_tokens=BATCH))
         self.memory: dict[int, Any] = {}
         self.open: list[Sequence] = []
         self.ended: list[Sequence] = []
@@ -69,6 +70,8 @@ class Traffic(RuleBasedStateMachine):
         assert spans, "somebody waits and nobody runs"
         self._check_fairness(held, {span.sequence for span in spans})
         assert len({span.sequence for span in spans}) == len(spans)
+        decoding = sum(span.sequence.decoding for span in spans)
+        assert sum(span.rows for span in spans) <= decoding + max(BATCH - decoding, PAGE)
         for span in spans:
             sequence = span.sequence
             assert span.start == sequence.computed < span.end <= len(sequence.tokens)
@@ -127,6 +130,7 @@ class Traffic(RuleBasedStateMachine):
         started = [sequence.arrival for sequence in runs if sequence not in held]
         for sequence in self.open:
             awaits = sequence.leader is not None and sequence.leader.prefilling
+            awaits &= sequence.prompt_length > self.page_size
             if not sequence.pages and not awaits:
                 assert all(sequence.arrival > arrival for arrival in started), "overtaken"
         kept = [sequence.arrival for sequence in runs if sequence in held]
@@ -239,6 +243,17 @@ def test_siblings_wait_for_the_prompt_and_share_its_pages() -> None:
     assert not set(first.pages[2:]) & set(others[0].pages[2:])
 
 
+@pytest.mark.parametrize(("length", "cached"), [(PAGE, True), (40, False)])
+def test_siblings_with_nothing_to_share_start_at_once(length: int, cached: bool) -> None:
+    table = PageTable(64)
+    queue = Scheduler(table, PrefixCache(table, cached), Limits(8, 200))
+    request, stream = GenerationRequest(tuple(range(length)), SamplingParams(n=2)), Stream(2, 0)
+    first = Sequence(request, stream, 0, 50)
+    for each in (first, Sequence(request, stream, 1, 50, first)):
+        queue.add(each)
+    assert compute(queue) == [(0, 0, length), (1, 0, length)]
+
+
 def test_last_one_gives_up_its_pages_and_comes_back() -> None:
     queue = scheduler(pages=4)
     early, late = sequence(30, new=30), sequence(30, new=30, first=100)
@@ -252,3 +267,34 @@ def test_last_one_gives_up_its_pages_and_comes_back() -> None:
         compute(queue)
     queue.remove(early)
     assert compute(queue) == [(1, 16, len(late.tokens) - 1)] or late.pages
+
+
+@pytest.mark.parametrize(("page_size", "kept"), [(PAGE, False), (2 * PAGE, True)])
+def test_cached_pages_make_way_for_a_run_only_where_it_is_read_faster(page_size: int, kept: bool) -> None:
+    table = PageTable(9, page_size)
+    cache = PrefixCache(table)
+    queue = Scheduler(table, cache, Limits(8, 400))
+    for number in range(3):  # a page of each prompt stays, with two free ones behind it
+        queue.add(sequence(page_size, new=page_size + 1, first=100 * number))
+    compute(queue)
+    for each in tuple(queue):
+        queue.remove(each)
+    assert (len(cache), table.free) == (3, 6)
+    queue.add(sequence(2 * page_size, new=2 * page_size, first=900))
+    compute(queue)
+    assert (len(cache) == 3 + 2) == kept
+
+
+def test_answer_of_one_that_was_preempted_is_computed_again_in_parts() -> None:
+    """It came whole, and everybody who decoded waited for it."""
+    queue = scheduler(batch_tokens=32)
+    early, late = sequence(1, new=200), sequence(20, new=100, first=100)
+    queue.add(early)
+    queue.add(late)
+    while len(late.tokens) < 100:
+        compute(queue)
+    queue._preempt(late)
+    parts = [compute(queue) for _ in range(4)]
+    # The page of its prompt that is whole was kept.
+    assert [part[1] for part in parts] == [(1, 16, 35), (1, 35, 66), (1, 66, 97), (1, 97, 100)]
+    assert {part[0][0] for part in parts} == {0}
