@@ -179,13 +179,7 @@ def _assemble(
 ) -> Host:
     bank, metrics = runtime.bank, Metrics()
     gate = VersionGate(lambda: replica.version)
-    config = EngineConfig(
-        settings.max_concurrency,
-        settings.queue_size,
-        settings.batch_tokens,
-        writers_share=settings.writers_share,
-    )
-    engine = Engine(runner, bank, runtime.template.eos_token_ids, config)
+    engine = _engine(settings, runtime, runner)
     writer = Writer(
         ledger,
         blobs,
@@ -229,6 +223,16 @@ def _assemble(
     replica.serve(partial(engine.execute, urgent=True), lambda: _published(host))
     housekeeping.start()
     return host
+
+
+def _engine(settings: Settings, runtime: Runtime, runner: StepRunner) -> Engine:
+    config = EngineConfig(
+        settings.max_concurrency,
+        settings.queue_size,
+        settings.batch_tokens,
+        writers_share=settings.writers_share,
+    )
+    return Engine(runner, runtime.bank, runtime.template.eos_token_ids, config)
 
 
 def _watch_over(consolidator: Consolidator, engine: Engine, writer: Writer) -> None:
