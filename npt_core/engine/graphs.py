@@ -5,6 +5,7 @@ of rows, whose inputs are copied into the same room before each replay: ids, pos
 scales, lengths, tables of pages. Versions are data, so one graph serves all of them.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from npt_core.bank.resident import Places
 from npt_core.engine.paged_batch import Laid, PagedBatch
+
+log = logging.getLogger(__name__)
 
 LARGEST = 512
 """Rows of the largest graph; a larger batch fills the GPU without one."""
@@ -72,23 +75,24 @@ class DecodeGraphs:
     ) -> None:
         self._step, self._capture = step, capture
         self._pages, self._page_size, self._scratch, self._device = pages, page_size, scratch, device
-        self._captured: dict[int, _Captured] = {}
+        self._captured: dict[int, _Captured | None] = {}  # None: its capture failed
         self._places: Places = ()
 
     @property
     def buckets(self) -> list[int]:
         """Numbers of rows that are captured now."""
-        return sorted(self._captured)
+        return sorted(bucket for bucket, captured in self._captured.items() if captured)
 
     def clear(self) -> None:
-        """Forget every graph: what they read is no longer what the model is."""
+        """Forget every graph, and which failed: what they read is no longer what the model is."""
         self._captured.clear()
 
     def run(self, laid: Laid, places: Places) -> Tensor:
         """Logits `[rows, vocab]`, float32, of `laid`, which is decoding, by the graph of its size.
 
         `places` are what the step reads beside its inputs. Where they are not the tensors that graphs were
-        captured with, all are captured anew, each when it is needed.
+        captured with, all are captured anew, each when it is needed. Rows for which that fails are computed
+        without a graph.
         """
         if len(places) != len(self._places) or any(
             a is not b for a, b in zip(places, self._places, strict=True)
@@ -98,17 +102,28 @@ class DecodeGraphs:
         rows = len(laid.ids)
         bucket = bucket_of(rows)
         laid.padded(bucket, self._scratch)
-        captured = self._captured.get(bucket)
+        if bucket not in self._captured:
+            self._captured[bucket] = self._attempted(bucket, laid)
+        captured = self._captured[bucket]
         if captured is None:
-            inputs = PagedBatch.standing(bucket, self._pages, self._page_size, self._device)
-            inputs.fill(laid)
-            graph, output = self._capture(lambda: self._step(inputs))
-            captured = self._captured[bucket] = _Captured(inputs, output, graph)
-        else:
-            captured.inputs.fill(laid)
+            return self._step(PagedBatch.of(laid, self._device))[:rows].float()
+        captured.inputs.fill(laid)
         captured.graph.replay()
         # A copy: the next replay writes to the same place.
         return captured.output[:rows].to(torch.float32, copy=True)
+
+    def _attempted(self, bucket: int, laid: Laid) -> _Captured | None:
+        """A graph for `bucket` rows; None where it cannot be captured, for want of memory, say: that is no
+        reason to answer nobody.
+        """
+        inputs = PagedBatch.standing(bucket, self._pages, self._page_size, self._device)
+        inputs.fill(laid)
+        try:
+            graph, output = self._capture(lambda: self._step(inputs))
+        except Exception:
+            log.exception("steps of %d rows are computed without a graph", bucket)
+            return None
+        return _Captured(inputs, output, graph)
 
 
 def bucket_of(rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,6 +146,30 @@ def test_graphs_go_by_powers_of_two_and_are_captured_once(monkeypatch: pytest.Mo
         assert len(runner.run([Span(decoding(page), 8, 9) for page in range(count)])) == count
     assert runner.graphs.buckets == [1, 2, 4, 8]
     assert (captures.made, captures.replays) == (4, 8)
+
+
+def test_rows_whose_graph_cannot_be_captured_are_computed_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every step of so many rows failed."""
+    runner, _, captures = on_cpu(MODELS["v2"](), monkeypatch)
+    three, one = [Span(decoding(page), 8, 9) for page in range(3)], [Span(decoding(5), 8, 9)]
+    wanted = runner.run(three)
+    attempts: list[int] = []
+
+    def failing(step: Callable[[], Tensor]) -> Any:
+        attempts.append(len(step()))
+        if attempts[-1] == 4:
+            raise torch.OutOfMemoryError
+        return captures(step)
+
+    monkeypatch.setattr(runner.graphs, "_capture", failing)
+    runner.graphs.clear()
+    for _ in range(2):
+        assert torch.equal(runner.run(three), wanted)
+        runner.run(one)
+    assert attempts == [4, 1]
+    assert runner.graphs.buckets == [1]
 
 
 def test_logits_of_a_step_outlive_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
