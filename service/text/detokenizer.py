@@ -8,6 +8,11 @@ REPLACEMENT = "\ufffd"
 PROMPT_TAIL = 6
 """Prompt tokens decoded along: tokenizers write a token by what stands before it."""
 
+MOST_PENDING = 16
+"""Tokens that may wait for the end of a character. It takes four at most, unless each ends one and begins
+another.
+"""
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -22,27 +27,32 @@ class Detokenizer:
         self._decode = decode
         self._ids = list(prompt_ids[-PROMPT_TAIL:])
         self._said = len(self._ids)
+        self._held = 0  # characters at the end of what was said that were not, as they may become another
 
     def push(self, token_id: int) -> str:
         """The text that one more token completes; empty while a character is incomplete."""
         self._ids.append(token_id)
         text = self._pending()
-        if text.endswith(REPLACEMENT):
+        if not text.endswith(REPLACEMENT):
+            self._advance(held=0)
+            return text
+        if len(self._ids) - self._said < MOST_PENDING:
             return ""
-        self._advance()
-        return text
+        # Whatever follows changes the last character alone.
+        self._advance(held=1)
+        return text[:-1]
 
     def flush(self) -> str:
         """What is left at the end, incomplete characters as the replacement character."""
         text = self._pending()
-        self._advance()
+        self._advance(held=0)
         return text
 
     def _pending(self) -> str:
         before = self._decode(self._ids[: self._said])
-        return self._decode(self._ids)[len(before) :]
+        return self._decode(self._ids)[len(before) - self._held :]
 
-    def _advance(self) -> None:
+    def _advance(self, held: int) -> None:
         # The tokens just said become the context of the next ones; older ones are not needed.
         del self._ids[: max(0, len(self._ids) - PROMPT_TAIL)]
-        self._said = len(self._ids)
+        self._said, self._held = len(self._ids), held
