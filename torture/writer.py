@@ -66,7 +66,7 @@ class Author:
         return Acknowledged(version.version, str(version.kind), "")
 
     def fold(self) -> Acknowledged:
-        newest = max(self.host.ledger.live(self.host.version))
+        newest = max(self.host.ledger.live(self.host.version) - self.host.replica.folded)
         version = self.host.writer.fold(FoldFacts((newest,), BARS)).version
         return Acknowledged(version.version, str(version.kind), "")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import skip_or_fail
-from torture import corruption, cuts, kill, points, space
+from torture import cuts, kill, points, space
 from torture.history import Acknowledged, kinds, problems
 from torture.mutants import MUTANTS, NONE
 from torture.process import WriterProcess, strace_missing
@@ -15,12 +15,6 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) 
     outcome = kill.run(tmp_path, rounds=3)
     assert outcome.problems == []
     assert outcome.acknowledged > 0
-
-
-def test_bits_that_rot_are_found_and_never_served(tmp_path: Path) -> None:
-    outcome = corruption.run(tmp_path, rounds=25)
-    assert outcome.problems == []
-    assert outcome.detected > 10
 
 
 def test_changes_survive_being_killed_at_any_call(tmp_path: Path) -> None:
