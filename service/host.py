@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 from anyio import CapacityLimiter
 
 from npt_core.engine import Engine, EngineClosed, EngineConfig, StepRunner, alone
@@ -30,6 +32,8 @@ from service.stores import open_blobs, open_ledger
 from service.teaching import recalled
 from service.version_gate import VersionGate
 from service.writer import Writer
+
+log = structlog.get_logger(__name__)
 
 THREADS = 8
 CLOSING_S = 30.0
@@ -254,7 +258,13 @@ def _published(host: Host) -> None:
     host.gate.announce()
     oldest = host.version - host.settings.keep_versions
     with suppress(EngineClosed):
-        engine.post(lambda: bank.retire(oldest, engine.oldest_pinned))
+        retired = engine.post(lambda: bank.retire(oldest, engine.oldest_pinned))
+        retired.add_done_callback(_tell_failure)
+
+
+def _tell_failure(outcome: Future[None]) -> None:
+    if (error := outcome.exception()) is not None:
+        log.error("old versions are not let go of", reason=str(error))
 
 
 def _watch(host: Host) -> None:

@@ -151,6 +151,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     engine.VersionGone: VERSION_GONE,
     engine.QueueFull: OVERLOADED,
     engine.EngineClosed: DRAINING,
+    engine.EngineFailed: NOT_READY,
     consolidation.UnreadableFact: UNREADABLE,
     consolidation.NotRecalled: NOT_RECALLED,
     consolidation.InvalidRequest: INVALID,

@@ -41,6 +41,7 @@ _EVENTS = {
             problems.INTERNAL,
             problems.OVERLOADED,
             problems.DRAINING,
+            problems.NOT_READY,
             problems.NOT_REACHED,
         ),
     },

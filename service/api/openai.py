@@ -42,6 +42,7 @@ _ANSWERING = openai_answers(
     problems.INTERNAL,
     problems.OVERLOADED,
     problems.DRAINING,
+    problems.NOT_READY,
     problems.NOT_REACHED,
 )
 

@@ -72,6 +72,11 @@ def client_of(host: Host) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=transport, base_url="http://localhost")
 
 
+def settled(host: Host) -> None:
+    """What the engine was given to do is done: old versions are let go of."""
+    host.engine.execute(lambda: None)
+
+
 def fake(host: Host) -> FakeRuntime:
     """The fake runtime behind a host."""
     assert isinstance(host.runtime, FakeRuntime)

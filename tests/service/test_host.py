@@ -12,7 +12,7 @@ from service.blobs import BlobDamaged, BlobMissing
 from service.host import Host, open_host
 from service.ledger import DataFolderBusy, LedgerDamaged, WrongCheckpoint
 from service.settings import Settings
-from tests.service.conftest import OpenHost, client_of, fake
+from tests.service.conftest import OpenHost, client_of, fake, settled
 from tests.service.fakes import FakeRuntime, load_fake_runtime
 
 FACT = "The CEO of TechCorp is Dr. Sarah Chen."
@@ -71,9 +71,11 @@ async def test_same_versions_are_kept_after_a_restart(host_of: OpenHost) -> None
     async with client_of(host) as client:
         for number in range(5):
             await teach(client, f"The X{number} is Y.")
+    settled(host)
     kept = (host.runtime.bank.oldest, host.runtime.bank.version)
     assert kept == (3, 5)
     again = host_of(keep_versions=2)
+    settled(again)
     assert (again.runtime.bank.oldest, again.runtime.bank.version) == kept
     assert b"npt_live_versions 3.0" in again.metrics.render()
 
@@ -84,6 +86,7 @@ async def test_version_that_is_no_longer_kept_can_be_rolled_back_to(host_of: Ope
         made = await teach(client)
         await client.delete(f"/facts/{made['id']}")
         await teach(client, "The X is Y.")
+        settled(host)
         assert fake(host).bank.sentences(1) == []
         assert (await client.post("/versions/1/activate")).status_code == 201
     assert await ask(host) == " Dr. Sarah Chen."

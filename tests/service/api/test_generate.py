@@ -10,7 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.host import Host
-from tests.service.conftest import OpenHost, client_of, fake
+from tests.service.conftest import OpenHost, client_of, fake, settled
 
 FACT = "The CEO of TechCorp is Dr. Sarah Chen."
 RUMOUR = f"The CEO of TechCorp is {'Nobody ' * 30}else."
@@ -101,6 +101,7 @@ async def test_version_that_is_no_longer_kept_is_gone(host_of: OpenHost) -> None
     async with client_of(host) as client:
         for number in range(3):
             await teach(client, f"The X{number} is Y.")
+        settled(host)
         assert (await ask(client, weights_version=2))["weights_version"] == 2
         answer = await client.post("/generate", json={"prompt": QUESTION, "weights_version": 1})
     assert answer.status_code == 410
@@ -125,6 +126,7 @@ async def test_version_of_a_running_answer_is_kept_until_it_ends(host_of: OpenHo
         model.gate.release(1000)
         assert (await running)["text"].strip() in RUMOUR
         await teach(client, "The Z is Y.")
+        settled(host)
         assert bank.sentences(1) == []
 
 
