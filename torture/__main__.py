@@ -12,10 +12,11 @@ import typer
 
 from torture import chaos, corruption, cuts, kill, load, points, rehearsal, space, store
 from torture.fuzz import runs
-from torture.mutants import MUTANTS, NONE, OF_REPLICAS
+from torture.mutants import MUTANTS, NONE, OF_FAILURES, OF_REPLICAS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Rounds = Annotated[int, typer.Option(min=1)]
+Changes = Annotated[list[str] | None, typer.Option(help=" ".join(points.CHANGES))]
 
 
 @app.command("kill")
@@ -25,20 +26,23 @@ def kill_loop(rounds: Rounds = 1000) -> None:
 
 
 @app.command("points")
-def kill_points(
-    change: Annotated[list[str] | None, typer.Option(help=" ".join(points.CHANGES))] = None,
-) -> None:
+def kill_points(change: Changes = None) -> None:
     """Killed at every system call by which a change, or each of those named, reaches the disk."""
-    changes = tuple(change or points.CHANGES)
-    if unknown := set(changes) - set(points.CHANGES):
-        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(points.CHANGES)}")
+    changes = _known(change)
     _told("killed at every call", lambda folder: points.kill_everywhere(folder, changes))
 
 
 @app.command("fail")
-def failing_calls(error: str = "EIO") -> None:
-    """Every such call fails in turn."""
-    _told(f"every call fails with {error}", lambda folder: points.fail_everywhere(folder, error))
+def failing_calls(error: str = "EIO", change: Changes = None, mutant: str = NONE) -> None:
+    """Every such call fails in turn; with `--mutant hasty_replay`, a key finds what may not last."""
+    changes = _known(change)
+    if mutant not in OF_FAILURES:
+        raise typer.BadParameter(f"{mutant} is none of {', '.join(OF_FAILURES)}")
+    _told(
+        f"every call fails with {error}, mutant {mutant}",
+        lambda folder: points.fail_everywhere(folder, error, changes, mutant=mutant),
+        expect=mutant == NONE,
+    )
 
 
 @app.command("cuts")
@@ -122,6 +126,13 @@ def rolling_upgrade(
 ) -> None:
     """What a cluster does to its replicas, under load; with `--model`, a real one instead of its double."""
     _told(f"rehearsal, {model or 'double'}", lambda folder: rehearsal.run(folder, seconds, model))
+
+
+def _known(asked: list[str] | None) -> tuple[str, ...]:
+    changes = tuple(asked or points.CHANGES)
+    if unknown := set(changes) - set(points.CHANGES):
+        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(points.CHANGES)}")
+    return changes
 
 
 def _needs_mounts() -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, event
 import service.blobs
 import service.ledger.database as database
 from service.ledger import Change, Ledger, Version, tables
+from service.writer import Writer
 
 NONE = "none"
 ACK_FIRST = "ack_first"
@@ -51,6 +52,11 @@ def _last_writer_wins() -> None:
     patch.object(Ledger, "commit", overwrite).start()
 
 
+def _hasty_replay() -> None:
+    """A key finds what the ledger shows of a commit that failed, though a power cut may still undo it."""
+    patch.object(Writer, "_refuse_what_may_not_last", lambda *_: None).start()
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     NONE: lambda: None,
     "unsynced_blob": _unsynced_blob,
@@ -58,6 +64,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "sync_full": _synchronous("FULL"),  # the journal's end is not synced, so a commit may be undone
     ACK_FIRST: lambda: None,  # the writer itself says so before it writes
 }
+HASTY_REPLAY = "hasty_replay"
+OF_FAILURES: dict[str, Callable[[], None]] = {NONE: lambda: None, HASTY_REPLAY: _hasty_replay}
+"""Those that only a call that fails shows."""
 LOST_UPDATE = "lost_update"
 OF_REPLICAS: dict[str, Callable[[], None]] = {NONE: lambda: None, LOST_UPDATE: _last_writer_wins}
 """Those that only several writers show."""
@@ -65,4 +74,4 @@ OF_REPLICAS: dict[str, Callable[[], None]] = {NONE: lambda: None, LOST_UPDATE: _
 
 def plant(name: str) -> None:
     """Break this process. Raises KeyError for an unknown mutant."""
-    (MUTANTS | OF_REPLICAS)[name]()
+    (MUTANTS | OF_FAILURES | OF_REPLICAS)[name]()

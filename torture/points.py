@@ -1,5 +1,6 @@
 """Killed, or failed, at every system call by which a change reaches the disk."""
 
+import shutil
 import subprocess
 import tempfile
 import time
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torture.history import Acknowledged, problems
+from torture.mutants import NONE
 from torture.process import WriterProcess
 from torture.writer import TIDYING
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "fchmod")
 CHANGES = ("fact", "batch", "retract", "rollback", "fold", *TIDYING)
-FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename")
+FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "unlink")
+KEYED = ("fact", "batch", "fold")
+"""Changes that a client repeats under their key."""
 MOST = 200
 """Calls of one kind in one change: far more than there are."""
 
@@ -27,15 +31,18 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def kill_everywhere(folder: Path, changes: tuple[str, ...] = CHANGES) -> Outcome:
+def kill_everywhere(
+    folder: Path, changes: tuple[str, ...] = CHANGES, calls: tuple[str, ...] = CALLS
+) -> Outcome:
     """Kill the writer at the n-th call of each kind, for every n, in every kind of change."""
     outcome = Outcome()
     for change in changes:
         outcome.points[change] = 0
-        for call in CALLS:
+        history = _History.of(folder, change)
+        for call in calls:
             for number in range(1, MOST):
-                data, made = _prepared(folder, ("compact",) if change == "collect" else ())
-                writer = WriterProcess(data, "none", "ask")
+                data, made = history.copy()
+                writer = WriterProcess(data, NONE, "ask")
                 writer.ask("read")
                 before = writer.line()
                 with _injecting(writer, call, number, "signal=KILL"):
@@ -55,65 +62,112 @@ def kill_everywhere(folder: Path, changes: tuple[str, ...] = CHANGES) -> Outcome
     return outcome
 
 
-def fail_everywhere(folder: Path, error: str = "EIO") -> Outcome:
-    """Let the n-th call of each kind that reaches the disk fail: the change is refused, and where the disk
-    cannot be trusted any more so is every other until restart; reading goes on; nothing is lost.
+def fail_everywhere(
+    folder: Path,
+    error: str = "EIO",
+    changes: tuple[str, ...] = CHANGES,
+    calls: tuple[str, ...] = FAILING,
+    mutant: str = NONE,
+) -> Outcome:
+    """Let the n-th call of each kind that reaches the disk fail, in every kind of change: it is refused, and
+    where the disk cannot be trusted any more so is every other until restart, also under the same key;
+    reading goes on; nothing is lost.
     """
-    outcome = Outcome({error: 0})
-    for call in FAILING:
-        for number in range(1, MOST):
-            data, made = _prepared(folder)
-            writer = WriterProcess(data, "none", "ask")
-            writer.ask("read")
-            before = writer.line()
-            with _injecting(writer, call, number, f"error={error}"):
-                writer.ask("fact")
-                said = writer.line() or "died"
-                refused = said.startswith("refused")
-                found = _after(writer, call, before) if refused else []
-            if said.startswith("{"):
-                made.append(Acknowledged.read(said))
-            elif not refused:
-                found.append(f"died: {said}")
-            outcome.problems += _told("fact", call, number, [*found, *problems(data, made), *_goes_on(data)])
-            if not refused:
-                break
-            outcome.points[error] += 1
+    outcome = Outcome(dict.fromkeys(changes, 0))
+    for change in changes:
+        history = _History.of(folder, change)
+        for call in calls:
+            for number in range(1, MOST):
+                hit, found = _failed(history, change, call, number, error, mutant)
+                outcome.problems += _told(change, call, number, found)
+                if not hit:
+                    break
+                outcome.points[change] += 1
     return outcome
 
 
-def _after(writer: WriterProcess, call: str, before: str | None) -> list[str]:
-    """Reading goes on. After a failed sync no more is written: what the disk holds is not known."""
+def _failed(
+    history: "_History", change: str, call: str, number: int, error: str, mutant: str
+) -> tuple[bool, list[str]]:
+    """Whether there is such a call, other than that which writes the answer, and what was wrong."""
+    data, made = history.copy()
+    writer, trace, found = WriterProcess(data, mutant, "ask"), data.with_name("trace"), []
+    writer.ask("read")
+    before = writer.line()
+    with _injecting(writer, call, number, f"error={error}", trace):
+        writer.ask(change)
+        said = writer.line() or "died"
+        if said.startswith("refused"):
+            found = _after(writer, change, call, before, made)
+    hit = [line for line in trace.read_text().splitlines() if "(INJECTED)" in line]
+    if any("write(1, " in line for line in hit):
+        return False, []
+    if said.startswith("{"):
+        made.append(Acknowledged.read(said))
+    elif not said.startswith(("refused", "tidied")):
+        found.append(f"died: {said}")
+    return bool(hit), [*found, *problems(data, made), *_goes_on(data)]
+
+
+def _after(
+    writer: WriterProcess, change: str, call: str, before: str | None, made: list[Acknowledged]
+) -> list[str]:
+    """Reading goes on. After a failed sync no more is written: what the disk holds is not known. And what is
+    acknowledged under the key that was refused is `made`, by a writer that goes on.
+    """
     found = []
     writer.ask("read")
     if (said := writer.line()) != before:
         found.append(f"changed: {said}")
-    if call in ("fsync", "fdatasync"):
-        writer.ask("fact")
-        if not (said := writer.line() or "").startswith("refused ReadOnly"):
-            found.append(f"writes on: {said}")
+    if change in KEYED:
+        writer.ask("again")
+        if (said := writer.line() or "died").startswith("{"):
+            made.append(Acknowledged.read(said))
+        elif not said.startswith("refused"):
+            found.append(f"died: {said}, of the same key")
+    again, synced = said, call in ("fsync", "fdatasync") and change not in TIDYING
+    writer.ask("fact")
+    said = writer.line() or "died"
+    if said.startswith("{"):
+        made.append(Acknowledged.read(said))
+    if synced and not said.startswith("refused ReadOnly"):
+        found.append(f"writes on: {said}")
+    if change in KEYED and again.startswith("{") and said.startswith("refused ReadOnly"):
+        found.append(f"acknowledged by one that writes no more: {again}")
     return found
 
 
-def _prepared(folder: Path, tidied: tuple[str, ...] = ()) -> tuple[Path, list[Acknowledged]]:
-    """A folder of its own, with some history: its last version knows one fact less than were taught."""
-    data = Path(tempfile.mkdtemp(dir=folder)) / "data"
-    writer = WriterProcess(data, "none", "ask")
-    made = []
-    for change in ("fact", "batch", "fact", "retract", "fact"):
-        writer.ask(change)
-        made.append(Acknowledged.read(writer.line() or ""))
-    for what in tidied:
-        writer.ask(what)
-        writer.line()
-    writer.kill()
-    return data, made
+@dataclass(frozen=True)
+class _History:
+    """A folder whose last version knows one fact less than were taught, to be copied."""
+
+    data: Path
+    made: tuple[Acknowledged, ...]
+
+    @classmethod
+    def of(cls, folder: Path, change: str) -> "_History":
+        """What is needed before a change."""
+        data, made = Path(tempfile.mkdtemp(dir=folder)) / "data", []
+        writer = WriterProcess(data, NONE, "ask")
+        for before in ("fact", "batch", "fact", "retract", "fact"):
+            writer.ask(before)
+            made.append(Acknowledged.read(writer.line() or ""))
+        if change == "collect":
+            writer.ask("compact")
+            writer.line()
+        writer.kill()
+        return cls(data, tuple(made))
+
+    def copy(self) -> tuple[Path, list[Acknowledged]]:
+        """Another one, and what it must still hold."""
+        data = Path(tempfile.mkdtemp(dir=self.data.parent)) / "data"
+        return Path(shutil.copytree(self.data, data)), list(self.made)
 
 
 def _goes_on(data: Path, before: str | None = None) -> list[str]:
     """Without a hand: the next start says what was said `before`, if that is given, and writes."""
     try:
-        writer = WriterProcess(data, "none", "ask")
+        writer = WriterProcess(data, NONE, "ask")
     except RuntimeError as error:
         return [f"not recovered: {error}"]
     writer.ask("read")
@@ -126,11 +180,13 @@ def _goes_on(data: Path, before: str | None = None) -> list[str]:
 
 
 @contextmanager
-def _injecting(writer: WriterProcess, call: str, number: int, what: str) -> Iterator[None]:
+def _injecting(
+    writer: WriterProcess, call: str, number: int, what: str, trace: Path = Path("/dev/null")
+) -> Iterator[None]:
     """Within the block the n-th `call` of any thread of the writer is tampered with; it is dead afterwards,
-    and with it the tracer.
+    and with it the tracer, which tells of every such call in `trace`.
     """
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(writer.pid)]
+    command = ["strace", "-f", "-qq", "-o", str(trace), "-p", str(writer.pid)]
     command += ["-e", f"trace={call}", "-e", f"inject={call}:{what}:when={number}"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
         _await_tracer(writer.pid)

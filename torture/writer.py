@@ -1,27 +1,28 @@
 """A process that writes: `python -m torture.writer DATA MUTANT MODE`.
 
 `forever` writes one change after the other. `ask` makes one for each line on standard input: `fact`,
-`batch`, `retract`, `rollback` or `fold`; or tidies up: `compact`, `collect` or `reseal`; or answers a prompt:
-`read`. Each change that is made is one line of JSON on standard output, each that is refused a line with
-`refused` and why, and what is tidied a line with `tidied`.
+`batch`, `retract`, `rollback` or `fold`, or that of the last key once more, `again`; or tidies up: `compact`,
+`collect` or `reseal`; or answers a prompt: `read`. Each change that is made is one line of JSON on standard
+output, each that is refused a line with `refused` and why, and what is tidied a line with `tidied`.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 from npt_core.engine import GenerationRequest, SamplingParams, TokenEvent
-from service.commands import FoldFacts, WriteError
+from service.commands import WriteError
 from service.compaction import compact
-from service.fact_requests import add_command
+from service.fact_requests import add_command, fold_command
 from service.garbage import collect
 from service.host import Host, open_host
 from service.ledger import ANONYMOUS, LedgerError
 from service.logs import configure_logging
 from service.schemas.facts import FactContent
-from service.schemas.versions import BARS
+from service.schemas.versions import FoldIn
 from service.settings import Settings
 from service.storage import StorageError
 from tests.service.fakes import load_fake_runtime
@@ -38,6 +39,7 @@ class Author:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._names = count(host.version)
+        self._last: Callable[[], Acknowledged] | None = None
 
     def make(self, change: str) -> Acknowledged:
         """One change. Raises what the writer refuses."""
@@ -47,6 +49,7 @@ class Author:
             "retract": self.retract,
             "rollback": self.rollback,
             "fold": self.fold,
+            "again": self.again,
         }
         return every[change]()
 
@@ -67,8 +70,20 @@ class Author:
 
     def fold(self) -> Acknowledged:
         newest = max(self.host.ledger.live(self.host.version) - self.host.replica.folded)
-        version = self.host.writer.fold(FoldFacts((newest,), BARS)).version
-        return Acknowledged(version.version, str(version.kind), "")
+        key = f"fold-{next(self._names)}"
+        command = fold_command(FoldIn(facts=[newest]), ANONYMOUS, key)
+
+        def made() -> Acknowledged:
+            version = self.host.writer.fold(command).version
+            return Acknowledged(version.version, str(version.kind), "", key)
+
+        return self._keyed(made)
+
+    def again(self) -> Acknowledged:
+        """What was asked for last under a key, as a client repeats what was not answered."""
+        if self._last is None:
+            raise LookupError("nothing was asked for under a key")
+        return self._last()
 
     def tidy(self, what: str) -> str:
         """What changes no version: a snapshot, the end of blobs that nothing needs, or one stored again."""
@@ -101,8 +116,17 @@ class Author:
         number = next(self._names)
         asked = [FactContent(fact=f"The thing {number}-{i}- is {'v' * 500}.") for i in range(facts)]
         key = f"key-{number}"
-        added = self.host.writer.add(add_command(asked, 2, ANONYMOUS, key, batch=facts > 1))
-        return Acknowledged(added.version.version, str(added.version.kind), added.facts[0].id, key)
+        command = add_command(asked, 2, ANONYMOUS, key, batch=facts > 1)
+
+        def made() -> Acknowledged:
+            added = self.host.writer.add(command)
+            return Acknowledged(added.version.version, str(added.version.kind), added.facts[0].id, key)
+
+        return self._keyed(made)
+
+    def _keyed(self, made: Callable[[], Acknowledged]) -> Acknowledged:
+        self._last = made
+        return made()
 
 
 def main() -> None:
@@ -129,7 +153,10 @@ def _answer(author: Author, asked: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except OSError:  # the call that fails was this one
+        os._exit(1)
 
 
 if __name__ == "__main__":
