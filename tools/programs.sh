@@ -31,6 +31,6 @@ END
 fi
 if [ ! -x "$folder/bin/checkov" ]; then
     "$python" -m venv --clear --without-pip "$folder/venv"
-    pip "$python" -m pip --python "$folder/venv/bin/python" install --no-compile "$checkov" "$hadolint"
+    pip "$python" -m pip --python "$folder/venv/bin/python" install "$checkov" "$hadolint"
     ln -sf ../venv/bin/checkov ../venv/bin/hadolint "$folder/bin"
 fi

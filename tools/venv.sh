@@ -54,6 +54,8 @@ fi
 pip install --quiet --upgrade 'pip>=26'
 install_torch
 echo "installing $lock"
-# LOCK names all that is needed, so nothing is looked up (--no-deps); what is imported is compiled then.
+# LOCK names all that is needed, so nothing is looked up (--no-deps). Byte code is made on all cores, which
+# pip does on one; files that are templates or of another Python cannot be compiled, nor need they be.
 pip install --quiet --no-compile --no-deps --requirement "$lock"
 pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
+"$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true

@@ -28,7 +28,7 @@ STOPPED_S = (0.05, 0.8)
 CONVERGED_S = 15.0
 """Replicas that do not agree after so long never will."""
 DOUBLE = Double(step_s=0.001, write_s=0.01)
-_CHAIN = re.compile(r'npt_weights_chain_info\{chain="(\w+)",version="(\d+)"\} 1')
+_CHAIN = re.compile(r'npt_weights_chain_info\{chain="(\w+)",fingerprint="\w+",version="(\d+)"\} 1')
 
 
 @dataclass

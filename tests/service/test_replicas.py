@@ -86,7 +86,9 @@ async def test_all_write_at_once_and_come_to_know_the_same(postgres: PostgresSer
         await at(host, len(sentences))
     assert len({host.replica.chain for host in hosts}) == 1
     scraped = [host.metrics.render().decode() for host in hosts]
-    line = f'npt_weights_chain_info{{chain="{hosts[0].replica.chain}",version="{len(sentences)}"}} 1.0'
+    fingerprint = hosts[0].runtime.fingerprint
+    labels = f'chain="{hosts[0].replica.chain}",fingerprint="{fingerprint}",version="{len(sentences)}"'
+    line = f"npt_weights_chain_info{{{labels}}} 1.0"
     assert all(line in text for text in scraped)
     known = [sorted(fake(host).bank.sentences(host.version)) for host in hosts]
     assert known == [sorted(sentences)] * REPLICAS
