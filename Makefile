@@ -59,6 +59,7 @@ torture: $(DEV)
 	$(BIN)/python -m torture kill --rounds 1000
 	$(BIN)/python -m torture points
 	$(BIN)/python -m torture fail
+	$(BIN)/python -m torture fail --change fact --mutant hasty_replay
 	$(BIN)/python -m torture full
 	$(BIN)/python -m torture readonly --rounds 50
 	$(BIN)/python -m torture corrupt --rounds 200
@@ -67,6 +68,7 @@ torture: $(DEV)
 	$(BIN)/python -m torture load --seconds 600 --clients 64
 	$(BIN)/python -m torture chaos --seconds 30 --mutant lost_update
 	$(BIN)/python -m torture cuts --mutant all --rounds 200
+	$(BIN)/python -m torture cuts --file-system xfs --mutant all --rounds 200
 	$(BIN)/python -m torture cuts --rounds 1000
 	$(BIN)/python -m torture cuts --file-system xfs --rounds 300
 

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from torture.history import Acknowledged, kinds, problems
 from torture.mounts import do, make_image, mounted, unmount
-from torture.process import WriterProcess
+from torture.process import WriterProcess, goes_on
 
 SIZES = {"ext4": "96M", "xfs": "320M"}
 FRESH_FOLDER = 100
 """Cuts on one data folder: checking it takes longer with every fact."""
+START_EVERY = 20
+"""Cuts, the last one among them, after which a writer starts on what was left, and writes; that takes as long
+as some other cuts."""
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Outcome:
     """What a run saw; `bad` counts cuts by what was wrong with what was left."""
 
     cuts: int = 0
+    started: int = 0
+    """Cuts after which a writer started, and wrote."""
     acknowledged: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -45,8 +50,10 @@ def missing() -> str | None:
     return None if done.returncode == 0 else f"no loop devices: {done.stderr.strip()}"
 
 
-def run(folder: Path, cuts: int, file_system: str, mutant: str = "none", seed: int = 0) -> Outcome:
-    """Cut the power `cuts` times."""
+def run(
+    folder: Path, cuts: int, file_system: str, mutant: str = "none", seed: int = 0, first_bad: bool = False
+) -> Outcome:
+    """Cut the power `cuts` times; or, to know whether a bug shows, up to the `first_bad` cut."""
     draw, outcome = random.Random(seed), Outcome()
     with _disk(folder, file_system) as (disk, inner, crash):
         for first in range(0, cuts, FRESH_FOLDER):
@@ -54,21 +61,28 @@ def run(folder: Path, cuts: int, file_system: str, mutant: str = "none", seed: i
             writer = WriterProcess(data, mutant, "forever")
             made: list[Acknowledged] = []
             try:
-                for _ in range(min(FRESH_FOLDER, cuts - first)):
+                for left in reversed(range(min(FRESH_FOLDER, cuts - first))):
                     time.sleep(draw.uniform(0.005, 0.12))
                     made += [Acknowledged.read(line) for line in writer.said() if line.startswith("{")]
-                    found = _cut(disk, crash, data.name, file_system, made)
+                    start = left % START_EVERY == 0
+                    found = _cut(disk, crash, data.name, file_system, made, start)
                     outcome.cuts += 1
+                    outcome.started += start and not found
                     outcome.bad.update(kinds(found))
                     outcome.problems += found[:3]
+                    if found and first_bad:
+                        return outcome
             finally:
                 writer.kill()
-            outcome.acknowledged += len(made)
-            shutil.rmtree(data)
+                outcome.acknowledged += len(made)
+                shutil.rmtree(data)
     return outcome
 
 
-def _cut(disk: Path, crash: Path, name: str, file_system: str, made: list[Acknowledged]) -> list[str]:
+def _cut(
+    disk: Path, crash: Path, name: str, file_system: str, made: list[Acknowledged], start: bool
+) -> list[str]:
+    """What is wrong with what was left; where nothing is, and `start`, with the next start on it."""
     clone = disk.with_name("clone.img")
     do("cp", "--reflink=always", str(disk), str(clone))
     options = "loop,nouuid" if file_system == "xfs" else "loop"
@@ -78,7 +92,7 @@ def _cut(disk: Path, crash: Path, name: str, file_system: str, made: list[Acknow
     if tried.returncode:
         return [f"not mounted: {tried.stderr.strip()}"]
     try:
-        return problems(crash / name, made)
+        return problems(crash / name, made) or (goes_on(crash / name) if start else [])
     finally:
         unmount(crash)
         clone.unlink()

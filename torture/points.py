@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torture.history import Acknowledged, problems
 from torture.mutants import NONE
-from torture.process import WriterProcess
+from torture.process import WriterProcess, goes_on
 from torture.writer import TIDYING
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "fchmod")
@@ -58,7 +58,7 @@ def kill_everywhere(
                     break
                 outcome.points[change] += 1
                 known = before if change in TIDYING else None
-                outcome.problems += _told(change, call, number, _goes_on(data, known))
+                outcome.problems += _told(change, call, number, goes_on(data, known))
     return outcome
 
 
@@ -106,7 +106,7 @@ def _failed(
         made.append(Acknowledged.read(said))
     elif not said.startswith(("refused", "tidied")):
         found.append(f"died: {said}")
-    return bool(hit), [*found, *problems(data, made), *_goes_on(data)]
+    return bool(hit), [*found, *problems(data, made), *goes_on(data)]
 
 
 def _after(
@@ -162,21 +162,6 @@ class _History:
         """Another one, and what it must still hold."""
         data = Path(tempfile.mkdtemp(dir=self.data.parent)) / "data"
         return Path(shutil.copytree(self.data, data)), list(self.made)
-
-
-def _goes_on(data: Path, before: str | None = None) -> list[str]:
-    """Without a hand: the next start says what was said `before`, if that is given, and writes."""
-    try:
-        writer = WriterProcess(data, NONE, "ask")
-    except RuntimeError as error:
-        return [f"not recovered: {error}"]
-    writer.ask("read")
-    if (said := writer.line()) != before and before is not None:
-        return [f"changed: {before} to {said}"]
-    writer.ask("fact")
-    said = writer.line() or "nothing"
-    writer.kill()
-    return [] if said.startswith("{") else [f"not recovered: {said}"]
 
 
 @contextmanager

@@ -102,6 +102,23 @@ class WriterProcess:
                 os.close(descriptor)
 
 
+def goes_on(data: Path, before: str | None = None) -> list[str]:
+    """Without a hand: the next start says what was said `before`, if that is given, and writes."""
+    try:
+        writer = WriterProcess(data, NONE, "ask")
+    except RuntimeError as error:
+        return [f"not recovered: {error}"]
+    try:
+        writer.ask("read")
+        if (said := writer.line()) != before and before is not None:
+            return [f"changed: {before} to {said}"]
+        writer.ask("fact")
+        said = writer.line() or "nothing"
+    finally:
+        writer.kill()
+    return [] if said.startswith("{") else [f"not recovered: {said}"]
+
+
 def _start(arguments: list[str], stdin: object, stdout: object) -> None:
     _run(arguments, stdin.detach(), stdout.detach())  # type: ignore[attr-defined]
 

@@ -12,7 +12,7 @@ from torture.history import Acknowledged, problems
 from torture.kill import post
 from torture.mounts import do, make_image, mounted
 from torture.mutants import NONE
-from torture.process import ServerProcess, WriterProcess
+from torture.process import ServerProcess, WriterProcess, goes_on
 
 SIZES = 20
 SMALLEST_KIB, STEP_KIB = 56, 36
@@ -203,15 +203,7 @@ def _strike(disk: Path) -> None:
 
 def _goes_on(data: Path, made: list[Acknowledged]) -> list[str]:
     """All that was acknowledged is there, and the next start writes."""
-    try:
-        writer = WriterProcess(data, NONE, "ask")
-    except RuntimeError as error:
-        return [f"not recovered: {error}"]
-    writer.ask("fact")
-    said = writer.line() or "died"
-    writer.kill()
-    found = [] if said.startswith("{") else [f"not recovered: {said}"]
-    return [*found, *problems(data, made)]
+    return [*goes_on(data), *problems(data, made)]
 
 
 def _small(folder: Path, size: str) -> AbstractContextManager[Path]:
