@@ -228,7 +228,7 @@ def test_answer_of_another_service_is_refused_in_one_line(stranger: str) -> None
 
 
 def test_an_id_is_one_segment_of_the_address(npt: Any) -> None:
-    assert "there is no fact a?b" in refused(npt("facts", "get", "a?b"))
+    assert "fact_id: String should match" in refused(npt("facts", "get", "a?b"))
 
 
 def test_the_command_line_runs_as_a_module() -> None:
