@@ -114,10 +114,15 @@ def spoilt_store(facts: Rounds = 500, share: Annotated[float, typer.Option(min=0
 
 @app.command("load")
 def many_clients(
-    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0, clients: Rounds = 64, writers: Rounds = 4
+    seconds: Annotated[float, typer.Option(min=0.0)] = 600.0,
+    clients: Rounds = 64,
+    writers: Rounds = 4,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for samples of the server's memory.")] = None,
 ) -> None:
-    """Clients with keys, reading and writing, on the reference model; their counts and the metrics agree."""
-    _told("load", lambda folder: load.run(folder, seconds, clients, writers))
+    """Clients with keys, reading and writing, on the reference model; their counts and the metrics agree, and
+    memory does not grow.
+    """
+    _told("load", lambda folder: load.run(folder, seconds, clients, writers, out))
 
 
 @app.command("rehearsal")

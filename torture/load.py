@@ -29,6 +29,11 @@ RATE_A_MINUTE = 30
 SAMPLE_S = 2.0
 WARM_UP = 0.2
 """Of the time: caches fill."""
+JUDGED_S = 120.0
+"""The shortest run whose memory is judged: before, caches fill."""
+GROWS_MIB, GROWS_MIB_A_MINUTE = 15.0, 3.0
+"""In the second half of a run, whichever is more: 1.5 MiB a minute were seen where nothing leaks, and a heap
+that takes and gives back 30 MiB within minutes."""
 UNCOUNTED = {"/metrics", "/readyz", "/openapi.json"}
 """Asked by the harness itself."""
 Metric = tuple[str, ...]
@@ -37,7 +42,7 @@ Metric = tuple[str, ...]
 
 @dataclass
 class Outcome:
-    """What a run saw. Memory in MiB: after the warm-up, at most, at the end, and what was added a minute."""
+    """What a run saw. Memory in MiB: after the warm-up, at most, at the end; the slope of the second half."""
 
     clients: int = 0
     requests: int = 0
@@ -275,13 +280,13 @@ _RESULTS = {
 }
 
 
-def run(folder: Path, seconds: float, clients: int, writers: int) -> Outcome:
-    """So many clients, `writers` of them writing, for `seconds`."""
+def run(folder: Path, seconds: float, clients: int, writers: int, out: Path | None = None) -> Outcome:
+    """So many clients, `writers` of them writing, for `seconds`; samples of memory go to `out`, as CSV."""
     data = folder / "data"
     keys = _keys(data)
     server = ModelServer(data)
     try:
-        outcome = asyncio.run(_load(server, keys, seconds, clients, writers))
+        outcome = asyncio.run(_load(server, keys, seconds, clients, writers, out))
     finally:
         found = server.stop()
     outcome.problems += found
@@ -305,7 +310,12 @@ def _keys(data: Path) -> dict[str, str]:
 
 
 async def _load(
-    server: ModelServer, keys: Mapping[str, str], seconds: float, clients: int, writers: int
+    server: ModelServer,
+    keys: Mapping[str, str],
+    seconds: float,
+    clients: int,
+    writers: int,
+    out: Path | None,
 ) -> Outcome:
     async with httpx2.AsyncClient(base_url=server.url) as http:
         tally = Tally((await http.get("/openapi.json")).json()["paths"])
@@ -320,7 +330,10 @@ async def _load(
         )
         after = _counters((await http.get("/metrics")).text)
     outcome = Outcome(clients)
-    _weigh(outcome, await memory)
+    samples = await memory
+    if out is not None:
+        out.write_text("seconds,mib\n" + "".join(f"{at:.1f},{mib:.1f}\n" for at, mib in samples))
+    _weigh(outcome, samples)
     _compare(outcome, tally, {name: value - before.get(name, 0) for name, value in after.items()})
     return outcome
 
@@ -349,14 +362,25 @@ async def _memory(pid: int, seconds: float) -> list[tuple[float, float]]:
 
 
 def _weigh(outcome: Outcome, samples: list[tuple[float, float]]) -> None:
-    warm = [each for each in samples if each[0] >= WARM_UP * samples[-1][0]]
-    times, sizes = zip(*warm, strict=True)
-    outcome.warm_mib, outcome.last_mib = round(sizes[0], 1), round(sizes[-1], 1)
-    outcome.peak_mib = round(max(sizes), 1)
+    end = samples[-1][0]
+    warm = [mib for at, mib in samples if at >= WARM_UP * end]
+    outcome.warm_mib, outcome.last_mib = round(warm[0], 1), round(warm[-1], 1)
+    outcome.peak_mib = round(max(warm), 1)
+    slope = 60 * _slope([each for each in samples if each[0] >= end / 2])
+    outcome.mib_a_minute = round(slope, 2)
+    half = end / 2 / 60
+    if end >= JUDGED_S and slope * half > (most := max(GROWS_MIB, GROWS_MIB_A_MINUTE * half)):
+        outcome.problems.append(
+            f"memory: {slope:.1f} MiB a minute in the last {half:.1f}, at most {most / half:.1f}"
+        )
+
+
+def _slope(samples: list[tuple[float, float]]) -> float:
+    """MiB a second, of the line that is nearest to all samples."""
+    times, sizes = zip(*samples, strict=True)
     mean_t, mean_s = sum(times) / len(times), sum(sizes) / len(sizes)
     spread = sum((t - mean_t) ** 2 for t in times)
-    slope = sum((t - mean_t) * (s - mean_s) for t, s in warm) / spread if spread else 0.0
-    outcome.mib_a_minute = round(60 * slope, 2)
+    return sum((t - mean_t) * (s - mean_s) for t, s in samples) / spread if spread else 0.0
 
 
 def _counters(text: str) -> dict[Metric, float]:

@@ -10,8 +10,12 @@ from torture.load import Outcome, Tally
 
 @pytest.mark.timeout(600)  # seconds alone, minutes beside other work
 def test_metrics_are_what_clients_count(tmp_path: Path) -> None:
-    outcome = load.run(tmp_path, seconds=6.0, clients=8, writers=2)
+    out = tmp_path / "memory.csv"
+    outcome = load.run(tmp_path, seconds=6.0, clients=8, writers=2, out=out)
     assert outcome.problems == []
+    header, *samples = out.read_text().splitlines()
+    assert header == "seconds,mib"
+    assert len(samples) >= 3
     assert outcome.compared > 10
     assert min(outcome.requests, outcome.prompt_tokens, outcome.completion_tokens) > 0
 
@@ -38,3 +42,19 @@ def test_answer_that_is_not_documented_is_a_problem() -> None:
     tally = Tally({"/generate": {"post": {"responses": {"200": {}}}}})
     tally.answered("POST", "/generate", 418, "a teapot")
     assert tally.problems == ["undocumented: POST /generate: 418 a teapot"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "mib_a_minute", "leaks"),
+    [(10, 2.5, False), (10, 3.5, True), (60, 3.5, True), (4, 7.0, False), (4, 8.0, True), (1, 60.0, False)],
+)
+def test_memory_that_grows_in_the_second_half_is_a_problem(
+    minutes: int, mib_a_minute: float, leaks: bool
+) -> None:
+    half = 30.0 * minutes
+    flat = [(at, 700.0 + at) for at in (0.0, half / 2)]  # caches fill: no leak, however fast
+    late = [(half + 2 * i, 900.0 + mib_a_minute * i / 30 + (-1) ** i) for i in range(int(half / 2) + 1)]
+    outcome = Outcome()
+    load._weigh(outcome, flat + late)
+    assert outcome.mib_a_minute == pytest.approx(mib_a_minute, rel=0.05)
+    assert [each.partition(":")[0] for each in outcome.problems] == ["memory"] * leaks
