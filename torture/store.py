@@ -1,8 +1,10 @@
-"""A server of S3's protocol behind a proxy that spoils some of its answers, and requests, midway; a service
-that keeps its blobs there, under clients that write, restarted now and then.
+"""A server of S3's protocol behind a proxy that spoils some of its answers, and of what is stored, midway; a
+service that keeps its blobs there, under clients that write, restarted now and then.
 """
 
 import asyncio
+import base64
+import hashlib
 import random
 import threading
 from collections import Counter
@@ -26,7 +28,10 @@ from torture.process import ServerProcess
 BUCKET = "weights"
 URL = f"s3://{BUCKET}/npt"
 CLIENTS = 3
-FAULTS = ("refused", "reset", "unavailable", "failed", "cut", "flipped", "slow")
+UPLOAD = "upload"
+"""A bit of what is stored is flipped. The server that stands for S3 looks at no checksum: the proxy does."""
+FAULTS = ("refused", "reset", "unavailable", "failed", "cut", "flipped", "slow", UPLOAD)
+CHECKSUM = b"x-amz-checksum-sha256"
 RESTART_EVERY = 25
 """Facts: a start reads every blob through the same proxy."""
 ATTEMPTS = 40
@@ -36,6 +41,11 @@ _ANSWERS = {
     "unavailable": b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "failed": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
 }
+_CODE = b"<Error><Code>BadDigest</Code></Error>"
+_BAD_DIGEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (
+    len(_CODE),
+    _CODE,
+)
 
 
 @dataclass
@@ -83,6 +93,8 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: str | None
     ) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        if fault == UPLOAD and not _length(head):
+            fault = None  # nothing is stored
         if fault is not None:
             self.faults[fault] += 1
         if fault == "refused":
@@ -94,9 +106,16 @@ class Proxy:
             return
         if fault == "slow":
             await asyncio.sleep(SLOW_S)
+        body = await reader.readexactly(_length(head))
+        if fault == UPLOAD:
+            body = _flipped(body)
+        if not _is_whole(head, body):
+            writer.write(_BAD_DIGEST)
+            await writer.drain()
+            return
         there = await asyncio.open_connection(self._target[0], int(self._target[1]))
         try:
-            there[1].write(_closing(head) + await reader.readexactly(_length(head)))
+            there[1].write(_closing(head) + body)
             await there[1].drain()
             # What was asked for is done; the answer may get lost.
             answer = await there[0].read(-1)
@@ -115,8 +134,23 @@ def _closing(head: bytes) -> bytes:
 
 
 def _length(head: bytes) -> int:
-    found = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-    return int(found[0].split(b":")[1]) if found else 0
+    return int(_header(head, b"content-length") or 0)
+
+
+def _header(head: bytes, name: bytes) -> bytes | None:
+    fields = (line.partition(b":") for line in head.split(b"\r\n"))
+    return next((value.strip() for field, _, value in fields if field.lower() == name), None)
+
+
+def _is_whole(head: bytes, body: bytes) -> bool:
+    """Whether it is what the checksum says, if there is one."""
+    said = _header(head, CHECKSUM)
+    return said is None or base64.b64decode(said) == hashlib.sha256(body).digest()
+
+
+def _flipped(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
 
 
 def _spoilt(answer: bytes, fault: str | None) -> bytes:
@@ -124,8 +158,7 @@ def _spoilt(answer: bytes, fault: str | None) -> bytes:
     if fault == "cut":
         return head + gap + body[: len(body) // 2] if body else head[: len(head) // 2]
     if fault == "flipped" and body:
-        middle = len(body) // 2
-        body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        body = _flipped(body)
     return _closing(head + gap) + body
 
 
