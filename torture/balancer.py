@@ -25,6 +25,7 @@ class Balancer:
         self._ready: list[int] = []
         self._changed = threading.Condition()
         self._turn = 0
+        self._led: dict[int, int] = {}
         self._connections: set[asyncio.Task[None]] = set()  # asyncio alone does not keep them alive
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
@@ -48,6 +49,10 @@ class Balancer:
             self._tell(port, False)
 
         self._run(end())
+
+    def replica_of(self, port: int) -> int | None:
+        """Which replica the last connection from a port was led to."""
+        return self._led.get(port)
 
     def wait(
         self, port: int, ready: bool = True, gone: Callable[[], bool] = lambda: False, seconds: float = 120.0
@@ -102,7 +107,8 @@ class Balancer:
         task.add_done_callback(self._connections.discard)
 
     async def _joined(self, reader: StreamReader, writer: StreamWriter) -> None:
-        backend = await self._backend()
+        client = (writer.get_extra_info("peername") or ("", 0))[1]  # none where it is gone already
+        backend = await self._backend(client)
         if backend is None:
             writer.transport.abort()
             return
@@ -118,13 +124,17 @@ class Balancer:
         for end in (backend[1], writer):
             end.close()
 
-    async def _backend(self) -> tuple[StreamReader, StreamWriter] | None:
+    async def _backend(self, client: int) -> tuple[StreamReader, StreamWriter] | None:
         """A connection to the next replica that is ready and takes it."""
         ready = list(self._ready)
         self._turn += 1
+        self._led.pop(client, None)
         for number in range(len(ready)):
+            port = ready[(self._turn + number) % len(ready)]
             with contextlib.suppress(OSError):
-                return await asyncio.open_connection("127.0.0.1", ready[(self._turn + number) % len(ready)])
+                found = await asyncio.open_connection("127.0.0.1", port)
+                self._led[client] = port
+                return found
         return None
 
 

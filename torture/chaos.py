@@ -102,7 +102,8 @@ def run(
 ) -> Chaos:
     """Faults until `seconds` are over, and at least so many."""
     own = server or PostgresServer(durable=True).start()
-    balancer, journal, outcome = Balancer(), Journal(), Chaos(mutant=mutant)
+    balancer, outcome = Balancer(), Chaos(mutant=mutant)
+    journal = Journal(replica_of=balancer.replica_of)
     cluster = Cluster(folder, own.new_database(), balancer, journal, outcome, DOUBLE, mutant=mutant)
     faults = _Faults(cluster, own, outcome, random.Random(seed))
     try:

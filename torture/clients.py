@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +67,29 @@ class Taught:
         return f" {self.value}." if version >= self.version else UNKNOWN
 
 
+class Caller(httpx2.Client):
+    """A client for one request after the other, which knows the `port` that it calls from."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(base_url=url, timeout=TIMEOUT_S, event_hooks={"request": [self._traced]})
+        self.port = 0
+
+    def _traced(self, request: httpx2.Request) -> None:
+        request.extensions["trace"] = self._told
+
+    def _told(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":  # else it is the connection of the last request
+            self.port = info["return_value"].get_extra_info("client_addr")[1]
+
+
 @dataclass
 class Journal:
     """What all clients saw together. Thread-safe."""
 
     exact: bool = True
     """Whether the model answers what the facts say, word for word."""
+    replica_of: Callable[[int], int | None] = lambda port: None
+    """The replica that a connection from a port was led to."""
     answers: int = 0
     streams: int = 0
     pinned: int = 0
@@ -91,17 +108,17 @@ class Journal:
         self._lock = threading.Lock()
         self._events: list[tuple[float, str]] = []
         self._texts: dict[tuple[str, int], str] = {}
-        self._kills: list[float] = []
+        self._kills: list[tuple[float, int]] = []
 
     def note(self, event: str) -> None:
         """Something was done to a replica."""
         with self._lock:
             self._events.append((time.monotonic(), event))
 
-    def killed(self) -> None:
+    def killed(self, replica: int) -> None:
         """A replica is killed at this moment."""
         with self._lock:
-            self._kills.append(time.monotonic())
+            self._kills.append((time.monotonic(), replica))
 
     def add(self, taught: Taught, replayed: bool) -> None:
         """A write was acknowledged."""
@@ -148,15 +165,17 @@ class Journal:
         with self._lock:
             return self._texts[question, version]
 
-    def without_answer(self, begin: float, what: str) -> None:
-        """A request that began at `begin` ended without an answer: only a kill may do that."""
-        end = time.monotonic()
+    def without_answer(self, begin: float, what: str, port: int) -> None:
+        """A request from `port`, begun at `begin`, got no answer: only a kill of its replica may do that."""
+        end, replica = time.monotonic(), self.replica_of(port)
         with self._lock:
-            killed = any(begin - AFTERMATH_S <= moment <= end for moment in self._kills)
+            killed = any(
+                begin - AFTERMATH_S <= moment <= end and which == replica for moment, which in self._kills
+            )
             self.cut += killed
             lately = "; ".join(f"{end - moment:.2f} s before, {event}" for moment, event in self._events[-4:])
         if not killed:
-            self.wrong(f"cut: {what}, {end - begin:.2f} s after it was asked; {lately}")
+            self.wrong(f"cut: {what}, by {replica}, {end - begin:.2f} s after it was asked; {lately}")
 
     def refusal(self, answer: httpx2.Response) -> None:
         """A request was refused: by a type that is documented, or it is a problem."""
@@ -188,26 +207,26 @@ class Client(ABC):
 
     def _run(self) -> None:
         draw = random.Random(self.name)
-        with httpx2.Client(base_url=self.url, timeout=TIMEOUT_S) as client:
+        with Caller(self.url) as client:
             while not self.stopping.is_set():
                 begin = time.monotonic()
                 try:
                     self.work(client, draw)
                 except httpx2.TransportError as error:
-                    self.journal.without_answer(begin, f"{self.name}: {error!r}")
+                    self.journal.without_answer(begin, f"{self.name}: {error!r}", client.port)
                 except Exception as error:  # a client that dies in silence would find nothing
                     self.journal.wrong(f"client: {error!r}")
                 self.rounds += 1
 
     @abstractmethod
-    def work(self, client: httpx2.Client, draw: random.Random) -> None:
+    def work(self, client: Caller, draw: random.Random) -> None:
         """One round."""
 
 
 class Reader(Client):
     """Asks about facts that were taught: at the newest version, at a version it names, whole or streamed."""
 
-    def work(self, client: httpx2.Client, draw: random.Random) -> None:
+    def work(self, client: Caller, draw: random.Random) -> None:
         taught = self.journal.some(draw, newest=draw.choice((4, None)))
         if taught is None:
             time.sleep(PAUSE_S)
@@ -241,7 +260,7 @@ class Writer(Client):
 
     pause_s = 0.0
 
-    def work(self, client: httpx2.Client, draw: random.Random) -> None:
+    def work(self, client: Caller, draw: random.Random) -> None:
         key = f"{self.name}-{self.rounds}"
         taught = teach(client, key, self.rounds, self.journal, self.stopping)
         if taught is None:
@@ -255,7 +274,7 @@ class Writer(Client):
 
 
 def teach(
-    client: httpx2.Client, key: str, number: int, journal: Journal, stopping: threading.Event
+    client: Caller, key: str, number: int, journal: Journal, stopping: threading.Event
 ) -> Taught | None:
     """A fact, sent until it is acknowledged; None where it was refused for good, or there is no more time."""
     subject = Subject.of(key, number, journal.exact)
@@ -264,7 +283,7 @@ def teach(
         try:
             answer = post(client, key, subject.sentence)
         except httpx2.TransportError as error:
-            journal.without_answer(begin, f"{key}: {error!r}")
+            journal.without_answer(begin, f"{key}: {error!r}", client.port)
             continue
         if answer.status_code == 201:
             made = answer.json()

@@ -24,7 +24,7 @@ from service.stores import BLOB_FOLDER
 from tests.service.postgres import PostgresServer
 from torture.balancer import Balancer
 from torture.checkpoint import retrained
-from torture.clients import LONG, TIMEOUT_S, Journal, Reader, Subject, Taught, Writer, post, teach
+from torture.clients import LONG, TIMEOUT_S, Caller, Journal, Reader, Subject, Taught, Writer, post, teach
 from torture.history import Acknowledged, problems_of
 from torture.mutants import NONE
 from torture.process import ServerProcess
@@ -152,9 +152,9 @@ class Cluster:
     def kill(self, replica: ServerProcess) -> None:
         """At once."""
         self.replicas.remove(replica)
-        self.journal.killed()
+        self.journal.killed(replica.port)
         replica.kill()
-        self.journal.killed()
+        self.journal.killed(replica.port)
         self.balancer.remove(replica.port)
         self.outcome.killed += 1
 
@@ -182,7 +182,8 @@ def run(
 
 
 def _run(folder: Path, seconds: float, model: Path | None, server: PostgresServer, readers: int) -> Outcome:
-    balancer, journal, outcome = Balancer(), Journal(exact=model is None), Outcome()
+    balancer, outcome = Balancer(), Outcome()
+    journal = Journal(exact=model is None, replica_of=balancer.replica_of)
     other = ELSEWHERE if model is None else retrained(model, folder / "retrained")
     cluster = Cluster(folder / "blue", server.new_database(), balancer, journal, outcome, model or DOUBLE)
     draw, end = random.Random(0), time.monotonic() + seconds
@@ -265,7 +266,7 @@ def kill_a_writer(cluster: Cluster, draw: random.Random) -> None:
         thread.join()
     cluster.outcome.killed_writes += TOGETHER - sum(acknowledged)
     never = threading.Event()
-    with httpx2.Client(base_url=cluster.balancer.url, timeout=TIMEOUT_S) as client:
+    with Caller(cluster.balancer.url) as client:
         for number, key in enumerate(keys):
             teach(client, key, number, cluster.journal, never)
 

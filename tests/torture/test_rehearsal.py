@@ -1,6 +1,8 @@
 """The short form of `make rehearsal`; and that its clients see what must not be."""
 
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -9,7 +11,8 @@ import pytest
 from service import problems
 from tests.service.postgres import postgres_or_skip
 from torture import rehearsal
-from torture.clients import Journal, Taught
+from torture.balancer import Balancer
+from torture.clients import Caller, Journal, Taught
 
 FACT = Taught(3, "fact_1", "key", "What is thing a-?", "Blue")
 
@@ -44,14 +47,54 @@ def test_version_that_knows_what_came_later_is_seen() -> None:
     assert [problem.partition(":")[0] for problem in journal.problems] == ["mixed"]
 
 
-def test_only_a_kill_may_cut_a_request() -> None:
-    journal = Journal()
+def test_only_the_kill_of_its_replica_may_cut_a_request() -> None:
+    journal = Journal(replica_of={5001: 1, 5002: 2}.get)
     begin = time.monotonic()
-    journal.without_answer(begin, "reader")
+    journal.without_answer(begin, "reader", 5001)
     assert (journal.cut, len(journal.problems)) == (0, 1)
-    journal.killed()
-    journal.without_answer(begin, "reader")
+    journal.killed(1)
+    journal.without_answer(begin, "reader", 5001)
     assert (journal.cut, len(journal.problems)) == (1, 1)
+    for port in (5002, 5003):  # of another replica, and of none
+        journal.without_answer(begin, "reader", port)
+    assert (journal.cut, len(journal.problems)) == (1, 3)
+
+
+class _Replica(BaseHTTPRequestHandler):
+    """Ready, and says which one it is."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        port = str(self.server.server_address[1])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(port)))
+        self.end_headers()
+        self.wfile.write(port.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_balancer_knows_to_which_replica_a_caller_was_led() -> None:
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Replica) for _ in range(2)]
+    balancer = Balancer()
+    try:
+        for server in servers:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            balancer.add(server.server_port)
+            balancer.wait(server.server_port)
+        with Caller(balancer.url) as first, Caller(balancer.url) as second:
+            callers = [first, second, first]
+            said = [int(caller.get("/").text) for caller in callers]
+            assert [balancer.replica_of(caller.port) for caller in callers] == said
+            assert len(set(said)) == 2
+        assert balancer.replica_of(1) is None
+    finally:
+        balancer.close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
 
 
 @pytest.mark.parametrize(
