@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from npt_core.bench.load import NEW_TOKENS, PROMPT_TOKENS
 from npt_core.model import NPTForCausalLM
 
-_BIG = 2**30
-"""Bytes of the array that stands for memory; caches of a few hundred MiB exist."""
+_BIG = {"cpu": 2**30, "cuda": 2**33}
+"""Bytes of the array that stands for memory: caches of a few hundred MiB exist, and of the short time that a
+GPU takes for 1 GiB its start and end are a part."""
 _REPEATS = 5
 
 
@@ -57,16 +57,22 @@ def measure_roofline(
 
 
 def measure_bandwidth(model_bytes: int, device: torch.device) -> Bandwidth:
-    """That of `device`; takes 1 GiB of it for a moment."""
-
-    def summed(array: Tensor) -> None:
-        float(array.sum())  # waits for a GPU
-
-    big = torch.ones(_BIG // 4, device=device)
-    memory = _BIG / _least_seconds(lambda: summed(big), _REPEATS)
+    """That of `device`; takes 1 GiB of its memory for a moment, of a GPU 8, or half of what is free."""
+    size = _size(device)
+    big = torch.ones(size // 4, device=device)
+    memory = size / _least_seconds(big.sum, _REPEATS, device)
+    del big
     small = torch.ones(max(model_bytes // 4, 1), device=device)
-    resident = 4 * len(small) / _least_seconds(lambda: summed(small), 10 * _REPEATS)
+    resident = 4 * len(small) / _least_seconds(small.sum, 10 * _REPEATS, device)
     return Bandwidth(memory, resident)
+
+
+def _size(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _BIG["cpu"]
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_BIG["cuda"], free // 2) // 4 * 4
 
 
 def weight_bytes(model: NPTForCausalLM) -> int:
@@ -95,10 +101,23 @@ def bytes_per_token(model: NPTForCausalLM, streams: int) -> int:
     return weight_bytes(model) // streams + moved
 
 
-def _least_seconds(work: Callable[[], object], repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - begin)
-    return best
+def _least_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    seconds = _seconds_of_a_gpu if device.type == "cuda" else _seconds
+    seconds(work)  # the first sum loads its kernel
+    return min(seconds(work) for _ in range(repeats))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _seconds_of_a_gpu(work: Callable[[], object]) -> float:
+    """By its own clock: that of the host has the launch, and the way back, in it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000

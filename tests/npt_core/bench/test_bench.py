@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from npt_core.bench import bench
+from npt_core.bench import bench, roofline
 from npt_core.bench.bench import run_bench
 from npt_core.bench.rows import (
     CONTINUOUS,
@@ -36,7 +36,7 @@ def test_every_measurement_is_in_the_results(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "_LEAST_WRITING_S", 0.1)
-    monkeypatch.setattr("npt_core.bench.roofline._BIG", 2**22)
+    monkeypatch.setitem(roofline._BIG, "cpu", 2**22)
     new_llama().save_pretrained(tmp_path / "teacher")
     told: list[str] = []
     table = run_bench(checkpoint, tmp_path, (1, 2), 0.01, tmp_path / "teacher", (0, 5), told.append)
