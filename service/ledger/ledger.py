@@ -82,7 +82,7 @@ class Ledger:
             self._verify()
         except migrations.UnknownRevision as error:
             raise LedgerTooNew(self.name, str(error)) from error
-        except (DatabaseError, ValueError) as error:
+        except (DatabaseError, TypeError, ValueError) as error:
             reason = error.orig if isinstance(error, DatabaseError) else error
             raise LedgerDamaged(self.name, " ".join(str(reason).split())) from error
 
