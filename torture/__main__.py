@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +36,7 @@ def kill_points(change: Changes = None) -> None:
 def failing_calls(error: str = "EIO", change: Changes = None, mutant: str = NONE) -> None:
     """Every such call fails in turn; with `--mutant hasty_replay`, a key finds what may not last."""
     changes = _known(change)
-    if mutant not in OF_FAILURES:
-        raise typer.BadParameter(f"{mutant} is none of {', '.join(OF_FAILURES)}")
+    _check_known([mutant], OF_FAILURES)
     _told(
         f"every call fails with {error}, mutant {mutant}",
         lambda folder: points.fail_everywhere(folder, error, changes, mutant=mutant),
@@ -49,7 +48,9 @@ def failing_calls(error: str = "EIO", change: Changes = None, mutant: str = NONE
 def power_cuts(rounds: Rounds = 1000, file_system: str = "ext4", mutant: str = NONE) -> None:
     """The power goes while a process writes; with `--mutant all`, for each planted bug."""
     _needs_mounts()
-    for name in MUTANTS if mutant == "all" else [mutant]:
+    planted = list(MUTANTS) if mutant == "all" else [mutant]
+    _check_known(planted, MUTANTS)
+    for name in planted:
         _told(
             f"power cut, {file_system}, mutant {name}",
             lambda folder, name=name: cuts.run(folder, rounds, file_system, name),
@@ -97,8 +98,7 @@ def replicas_in_chaos(
 ) -> None:
     """Three replicas on one PostgreSQL, killed, stopped, cut off, and the database crashed; with `--mutant
     lost_update`, a fence that does not hold."""
-    if mutant not in OF_REPLICAS:
-        raise typer.BadParameter(f"{mutant} is none of {', '.join(OF_REPLICAS)}")
+    _check_known([mutant], OF_REPLICAS)
     _told(
         f"chaos, mutant {mutant}",
         lambda folder: chaos.run(folder, seconds, mutant, seed=seed),
@@ -135,9 +135,13 @@ def rolling_upgrade(
 
 def _known(asked: list[str] | None) -> tuple[str, ...]:
     changes = tuple(asked or points.CHANGES)
-    if unknown := set(changes) - set(points.CHANGES):
-        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(points.CHANGES)}")
+    _check_known(changes, points.CHANGES)
     return changes
+
+
+def _check_known(asked: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := set(asked) - set(known):
+        raise typer.BadParameter(f"{min(unknown)} is none of {', '.join(known)}")
 
 
 def _needs_mounts() -> None:

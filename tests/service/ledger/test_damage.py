@@ -40,6 +40,7 @@ def path(tmp_path: Path) -> Path:
         ("DELETE FROM changes WHERE version = 1", "version 1: its chain hash"),
         ("DELETE FROM facts WHERE id = 'fact_1'", "refers to one that is missing"),
         ("UPDATE changes SET fact_id = 'fact_1' WHERE version = 3", "version 3: its chain hash"),
+        ("UPDATE audit SET at = CAST(at AS BLOB)", "bytes is not JSON serializable"),
         ("DROP TABLE changes", "no such table"),
     ],
 )
