@@ -11,6 +11,7 @@ ARGS ?=
 SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --data "$(DATA)"
 
 # Stamps: what is installed. requirements-dev.lock contains all of requirements.lock.
+KERNELS = hatch_build.py npt_core/engine/native/kernels.c
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 
@@ -102,10 +103,10 @@ clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(RUNTIME): requirements.lock pyproject.toml tools/venv.sh
+$(RUNTIME): requirements.lock pyproject.toml tools/venv.sh $(KERNELS)
 	@PYTHON='$(PYTHON)' sh tools/venv.sh '$(VENV)' requirements.lock
 	@touch '$@'
 
-$(DEV): requirements-dev.lock pyproject.toml tools/venv.sh
+$(DEV): requirements-dev.lock pyproject.toml tools/venv.sh $(KERNELS)
 	@PYTHON='$(PYTHON)' sh tools/venv.sh '$(VENV)' requirements-dev.lock
 	@touch '$(RUNTIME)' '$@'

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.engine.batch import Batch, Segment
-from npt_core.engine.forward import Attend
+from npt_core.engine.forward import Mix
 from npt_core.engine.page_table import PAGE
 
 
@@ -31,39 +31,39 @@ class KeyValues:
         slots = num_pages * PAGE
         self._like, self._scale = like, scale
         self._groups = heads // kv_heads
-        self._kv_heads, self._width = kv_heads, width
+        self.kv_heads, self._width = kv_heads, width
         # Zeros, because a masked score is multiplied with whatever is here.
         shape = (slots, kv_heads, width)
-        self._slots = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
+        self.slots = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
         # The same as attention reads them, `[1, kv_heads, slots, head_dim]`.
-        self._heads = [tuple(part.transpose(0, 1)[None] for part in both) for both in self._slots]
+        self._heads = [tuple(part.transpose(0, 1)[None] for part in both) for both in self.slots]
 
     @property
     def page_bytes(self) -> int:
         """Bytes that one page takes in all layers."""
-        keys, values = self._slots[0]
-        return len(self._slots) * PAGE * (keys[0].nbytes + values[0].nbytes)
+        keys, values = self.slots[0]
+        return len(self.slots) * PAGE * (keys[0].nbytes + values[0].nbytes)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys and values `[rows, kv_heads, head_dim]` into `slots` `[rows]`."""
-        for memory, new in zip(self._slots[layer], (keys, values), strict=True):
+        for memory, new in zip(self.slots[layer], (keys, values), strict=True):
             memory.index_copy_(0, slots, new)
 
-    def attending(self, batch: Batch) -> Attend:
+    def mixing(self, batch: Batch) -> Mix:
         """Attention of the rows of `batch`; see `forward.Memory`."""
         return partial(self._attend, batch, [self._mask(segment) for segment in batch.segments])
 
     def _attend(self, batch: Batch, masks: list[Tensor | None], layer: int, queries: Tensor) -> Tensor:
         # Heads that share keys are further queries of one head: keys are not repeated.
-        grouped = queries.view(-1, self._kv_heads, self._groups, self._width)
+        grouped = queries.view(-1, self.kv_heads, self._groups, self._width)
         outputs = []
         for segment, mask in zip(batch.segments, masks, strict=True):
             k, v = (_read(memory, segment) for memory in self._heads[layer])
             q = grouped.narrow(0, segment.first, segment.rows)
             if segment.rows > 1:  # one row lies as attention wants it
-                q = q.permute(1, 2, 0, 3).reshape(1, self._kv_heads, -1, self._width)
+                q = q.permute(1, 2, 0, 3).reshape(1, self.kv_heads, -1, self._width)
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self._scale)
-            by_head = mixed.view(self._kv_heads, self._groups, segment.rows, self._width)
+            by_head = mixed.view(self.kv_heads, self._groups, segment.rows, self._width)
             outputs.append(by_head.permute(2, 0, 1, 3))
         outputs += outputs[-1:] * batch.copies
         return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(queries.shape[0], -1)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +37,26 @@ class Segment:
     slots: int | Tensor
 
 
+class Piece(NamedTuple):
+    """Rows of one sequence, from row `first` on: its positions `start` to `end`."""
+
+    sequence: Sequence
+    first: int
+    start: int
+    end: int
+
+
+class PageTables(NamedTuple):
+    """What each row attends to: `lengths` `[rows]` tokens in the pages from `starts` `[rows]` on, of `pages`
+    (int32), those of all sequences. The most are `longest`.
+    """
+
+    pages: Tensor
+    starts: Tensor
+    lengths: Tensor
+    longest: int
+
+
 @dataclass(slots=True)
 class _Rows:
     ids: list[int] = field(default_factory=list)
@@ -42,9 +64,11 @@ class _Rows:
     slots: list[int] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     scales: list[float | None] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
 
     def add(self, sequence: Sequence, start: int, end: int) -> None:
         """Rows for the positions `start` to `end`; token 0 stands where there is none yet."""
+        self.pieces.append(Piece(sequence, len(self.ids), start, end))
         tokens, pages = sequence.tokens, sequence.pages
         known = tokens[start:end]
         self.ids += known
@@ -55,7 +79,7 @@ class _Rows:
         self.scales += [sequence.request.modulation_scale] * (end - start)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """Input of a forward over `[rows]` tokens, of which `samples` give logits.
 
@@ -68,21 +92,22 @@ class Batch:
     slots: Tensor
     versions: int | Tensor
     scales: float | Tensor | None
-    segments: list[Segment]
+    pieces: list[Piece]
     samples: Tensor
     copies: int
 
     @classmethod
     def of(cls, spans: Seq[Span]) -> "Batch":
         """The batch of a step's spans, in their order."""
-        rows, segments, samples = _Rows(), list[Segment](), list[int]()
+        rows, samples = _Rows(), list[int]()
         for span in spans:
-            last = _add(rows, segments, span)
+            last = _add(rows, span)
             if span.samples:
                 samples.append(last)
             for position, token in enumerate(span.draft, span.end):
                 samples.append(len(rows.ids))
-                _add_draft(rows, segments, span.sequence, position, token)
+                rows.add(span.sequence, position, position + 1)
+                rows.ids[-1] = token
         copies = max(MIN_ROWS - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
@@ -93,13 +118,34 @@ class Batch:
             slots=whole[2],
             versions=_versions(rows.versions),
             scales=_scales(rows.scales),
-            segments=segments,
+            pieces=rows.pieces,
             samples=torch.tensor(samples, dtype=torch.int64),
             copies=copies,
         )
 
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The rows as torch attends with them, without copies."""
+        return [_segment(*piece) for piece in self.pieces]
 
-def _add(rows: _Rows, segments: list[Segment], span: Span) -> int:
+    @cached_property
+    def tables(self) -> PageTables:
+        """The rows as the compiled kernel attends with them, each by itself."""
+        pages, starts, places = list[int](), list[int](), dict[int, int]()
+        for sequence, _, _, end in reversed(self.pieces):  # the last piece of a sequence reaches furthest
+            if id(sequence) not in places:
+                places[id(sequence)] = len(pages)
+                pages += sequence.pages[: pages_for(end)]
+        for sequence, _, start, end in self.pieces:
+            starts += [places[id(sequence)]] * (end - start)
+        starts += starts[-1:] * self.copies
+        lengths = self.positions + 1
+        return PageTables(
+            torch.tensor(pages, dtype=torch.int32), torch.tensor(starts), lengths, int(lengths.max())
+        )
+
+
+def _add(rows: _Rows, span: Span) -> int:
     """Add the rows of one span; the row of its last token.
 
     The prompt is computed in whole pages, the answer in single rows, now as when it is computed
@@ -113,21 +159,13 @@ def _add(rows: _Rows, segments: list[Segment], span: Span) -> int:
         end = PAGE * pages_for(prompt_end)
         while start < end:
             until = min(BLOCK * (start // BLOCK + 1), end)
-            segments.append(_segment(sequence, len(rows.ids), start, until))
             rows.add(sequence, start, until)
             start = until
         start = prompt_end
     for position in range(start, span.end):
         last = len(rows.ids)
         rows.add(sequence, position, position + 1)
-        segments.append(_segment(sequence, last, position, position + 1))
     return last
-
-
-def _add_draft(rows: _Rows, segments: list[Segment], sequence: Sequence, position: int, token: int) -> None:
-    segments.append(_segment(sequence, len(rows.ids), position, position + 1))
-    rows.add(sequence, position, position + 1)
-    rows.ids[-1] = token
 
 
 def _segment(sequence: Sequence, first: int, start: int, end: int) -> Segment:

@@ -6,7 +6,8 @@ and without the per-call work of a general-purpose forward: at small sizes that 
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,8 +16,12 @@ from npt_core.engine.kernels import Kernels
 from npt_core.engine.weights import LayerWeights, ModelWeights
 from npt_core.layers import Plastic
 
-Attend = Callable[[int, Tensor], Tensor]
+Mix = Callable[[int, Tensor], Tensor]
 """Layer and queries `[rows, heads, head_dim]` to what attention mixes, `[rows, heads * head_dim]`."""
+Attend = Callable[[int, Tensor], Tensor]
+"""The same for queries, keys and values in one, `[rows, (heads + 2 kv_heads) * head_dim]`, before the rotary
+embedding; keys and values are written.
+"""
 
 
 def nothing() -> None:
@@ -53,17 +58,44 @@ class Memory(Protocol[B_contra]):
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys and values `[rows, kv_heads, head_dim]` into `slots` `[rows]`."""
 
-    def attending(self, batch: B_contra, /) -> Attend:
+    def mixing(self, batch: B_contra, /) -> Mix:
         """Attention of the rows of `batch`, over what was written until it is called."""
+
+
+class Attention(Protocol[B_contra]):
+    """Attention with all that belongs to it."""
+
+    def attending(self, batch: B_contra, /) -> Attend:
+        """Attention of the rows of `batch`."""
+
+
+class RotaryAttention(Generic[B]):
+    """Attention as its parts: the rotary embedding, then keys and values into memory, then `Mix`."""
+
+    def __init__(self, memory: Memory[B], weights: ModelWeights, kernels: Kernels, heads: int) -> None:
+        self._memory, self._weights, self._kernels, self._heads = memory, weights, kernels, heads
+        self._width = weights.cos.shape[-1]
+
+    def attending(self, batch: B) -> Attend:
+        """See `Attention`."""
+        rotary = self._weights.cos[batch.positions], self._weights.sin[batch.positions]
+        return partial(self._attend, batch, self._memory.mixing(batch), rotary)
+
+    def _attend(self, batch: B, mix: Mix, rotary: tuple[Tensor, Tensor], layer: int, qkv: Tensor) -> Tensor:
+        heads = qkv.view(len(qkv), -1, self._width)
+        kv_heads = (heads.shape[1] - self._heads) // 2
+        rotated, v = heads.split([self._heads + kv_heads, kv_heads], 1)
+        rotated = self._kernels.rotated(rotated, *rotary)
+        q, k = rotated.split([self._heads, kv_heads], 1)
+        self._memory.write(layer, batch.slots, k, v)
+        return mix(layer, q)
 
 
 class Forward(Generic[B]):
     """Computes hidden states and logits of an `NPTForCausalLM`."""
 
-    def __init__(self, model: Any, weights: ModelWeights, memory: Memory[B], kernels: Kernels) -> None:
-        self._weights, self._memory, self._kernels = weights, memory, kernels
-        self._heads, self._kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
-        self._width = weights.cos.shape[-1]
+    def __init__(self, weights: ModelWeights, attention: Attention[B], kernels: Kernels) -> None:
+        self._weights, self._attention, self._kernels = weights, attention, kernels
 
     def hidden(
         self, batch: B, plastics: Seq[Plastic | None], between: Callable[[], None] = nothing
@@ -72,14 +104,16 @@ class Forward(Generic[B]):
         `between` is called before each attention and each MLP.
         """
         weights, kernels = self._weights, self._kernels
-        attend = self._memory.attending(batch)
-        rotary = weights.cos[batch.positions], weights.sin[batch.positions]
+        attend = self._attention.attending(batch)
         x = F.embedding(batch.ids, weights.embedding)
         n = weights.layers[0].input_norm(x)
         following = [*(layer.input_norm for layer in weights.layers[1:]), None]
         for index, (layer, after) in enumerate(zip(weights.layers, following, strict=True)):
             between()
-            a = self._attention(index, layer, n, rotary, batch, attend)
+            # Before `o_proj` in V2.
+            a = attend(index, layer.qkv(n))
+            if layer.o is not None:
+                a = layer.o(a)
             between()
             x, n = kernels.added(x, a, layer.mlp_norm) if layer.residual else (x, layer.mlp_norm(x))
             y = self._mlp(layer, plastics[index], n, a, batch)
@@ -89,24 +123,6 @@ class Forward(Generic[B]):
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states `[rows, d]` to logits `[rows, vocab]`, in the dtype of the model."""
         return self._weights.head(self._weights.norm(x))
-
-    def _attention(
-        self,
-        index: int,
-        layer: LayerWeights,
-        n: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        batch: B,
-        attend: Attend,
-    ) -> Tensor:
-        """Attention output `[rows, d]` of the normed input `n` `[rows, d]`; before `o_proj` in V2."""
-        qkv = layer.qkv(n).view(n.shape[0], -1, self._width)
-        rotated, v = qkv.split([self._heads + self._kv_heads, self._kv_heads], 1)
-        rotated = self._kernels.rotated(rotated, *rotary)
-        q, k = rotated.split([self._heads, self._kv_heads], 1)
-        self._memory.write(index, batch.slots, k, v)
-        mixed = attend(index, q)
-        return mixed if layer.o is None else layer.o(mixed)
 
     def _mlp(self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B) -> Tensor:
         """As `NPTMLP.forward`, for `[rows, d]`."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from npt_core.engine.forward import Attend
+from npt_core.engine.forward import Mix
 from npt_core.engine.paged_batch import PagedBatch
 from npt_core.engine.weights import UnsupportedModel
 
@@ -50,7 +50,7 @@ class PagedKeyValues:
         for memory, new in zip(self._slots[layer], (keys, values), strict=True):
             memory.index_copy_(0, slots, new)
 
-    def attending(self, batch: PagedBatch) -> Attend:
+    def mixing(self, batch: PagedBatch) -> Mix:
         """Attention of the rows of `batch`; see `forward.Memory`."""
         # Read by nobody where there are tables of pages, but the kernel insists.
         key_starts = torch.nn.functional.pad(batch.lengths.cumsum(0, dtype=torch.int32), (1, 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npt_core.bank.resident import Places, ResidentLayer
-from npt_core.engine.forward import Forward, nothing
+from npt_core.engine.forward import Forward, RotaryAttention, nothing
 from npt_core.engine.graphs import LARGEST, Capture, CudaCapture, DecodeGraphs
 from npt_core.engine.kernels import Kernels
 from npt_core.engine.page_table import pages_for
@@ -72,7 +72,8 @@ class PagedRunner:
             attention.scaling,
         )
         kernels = kernels or Kernels.compiled(self._weights.activation)
-        self._forward = Forward(model, self._weights, self.memory, kernels)
+        mixing = RotaryAttention(self.memory, self._weights, kernels, config.num_attention_heads)
+        self._forward = Forward(self._weights, mixing, kernels)
         self._residents = [ResidentLayer() for _ in self._weights.layers]
         self.graphs = DecodeGraphs(
             lambda batch: self._logits(batch, None),

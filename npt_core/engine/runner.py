@@ -9,8 +9,11 @@ from torch import Tensor
 
 from npt_core.engine.attention import KeyValues
 from npt_core.engine.batch import Batch
-from npt_core.engine.forward import Forward, nothing
+from npt_core.engine.forward import Forward, RotaryAttention, nothing
 from npt_core.engine.kernels import Kernels
+from npt_core.engine.native.attention import NativeAttention
+from npt_core.engine.native.library import Library, library
+from npt_core.engine.native.operations import native_kernels, supports
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
@@ -21,7 +24,8 @@ PAGES = 1024
 class Runner:
     """Computes steps of an `NPTForCausalLM` on a CPU, and holds its keys and values in `num_pages` pages.
 
-    What facts add is read from `mlp.plastic` of the model's layers.
+    What facts add is read from `mlp.plastic` of the model's layers. Compiled kernels compute what they can,
+    unless `native` is false.
 
     Raises:
         UnsupportedModel: a layer is not as `npt_core.model` makes it, or its rotary embedding
@@ -30,13 +34,14 @@ class Runner:
 
     draft_tokens, batch_tokens = 4, 128
 
-    def __init__(self, model: Any, num_pages: int = PAGES) -> None:
-        config = model.config
+    def __init__(self, model: Any, num_pages: int = PAGES, native: bool = True) -> None:
+        config, attention = model.config, model.model.layers[0].self_attn
+        compiled = library() if native and supports(model) else None
         self.num_pages, self.page_size = num_pages, PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
         self.num_tokens: int = config.vocab_size
         # The last page of the longest prompt is computed whole.
-        self._weights = ModelWeights(model, -(-self.max_positions // PAGE) * PAGE)
+        self._weights = ModelWeights(model, -(-self.max_positions // PAGE) * PAGE, compiled)
         self.memory = KeyValues(
             config.num_hidden_layers,
             num_pages,
@@ -44,9 +49,17 @@ class Runner:
             config.num_key_value_heads,
             self._weights.embedding,
             self._weights.cos.shape[-1],
-            model.model.layers[0].self_attn.scaling,
+            attention.scaling,
         )
-        self._forward = Forward(model, self._weights, self.memory, Kernels.plain(self._weights.activation))
+        self._forward = self._forward_by(compiled, config.num_attention_heads, attention.scaling)
+
+    def _forward_by(self, compiled: Library | None, heads: int, scale: float) -> Forward[Batch]:
+        weights, memory = self._weights, self.memory
+        if compiled is not None:
+            attention = NativeAttention(compiled, memory, weights, heads, scale)
+            return Forward(weights, attention, native_kernels(compiled))
+        kernels = Kernels.plain(weights.activation)
+        return Forward(weights, RotaryAttention(memory, weights, kernels, heads), kernels)
 
     @torch.inference_mode()
     def run(self, spans: Seq[Span], between: Callable[[], None] = nothing) -> Tensor:

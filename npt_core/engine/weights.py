@@ -14,7 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from npt_core.engine.native.library import Library
+from npt_core.engine.native.panels import Panels
 from npt_core.layers import Modulation
 
 MIN_ROWS = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
@@ -31,14 +34,16 @@ class UnsupportedModel(Exception):
 class Fused:
     """`x -> [x W_1^T + b_1, x W_2^T + b_2, ...]` for linear maps of one input."""
 
-    def __init__(self, linears: Sequence[Any]) -> None:
+    def __init__(self, linears: Sequence[Any], library: Library | None = None) -> None:
         for linear in linears:
             if not isinstance(linear, nn.Linear):
                 raise UnsupportedModel(f"{type(linear).__name__} where a linear map was expected")
         self._linears: list[nn.Linear] = list(linears)
         self.widths = [linear.out_features for linear in self._linears]
-        self._matrix: Tensor | None = None
+        self._library = library
+        self._matrix: Tensor | Panels | None = None
         self._bias: Tensor | None = None
+        self._folded = WeakTensorKeyDictionary()
         self.load()
 
     @torch.no_grad()
@@ -46,7 +51,7 @@ class Fused:
         """Copy the weights as they are now; on a GPU, share them, once for all."""
         weights = [linear.weight for linear in self._linears]
         if not weights[0].is_cuda:
-            self._matrix = torch.cat(weights).T.contiguous()
+            self._matrix = self._laid(torch.cat(weights).T)
         elif self._matrix is None:
             self._matrix = stacked(self._linears).T
         biases: list[Tensor | None] = [linear.bias for linear in self._linears]
@@ -66,10 +71,26 @@ class Fused:
         `matrix` `[in, out]` may stand for the weights.
         """
         rows, bias = x.shape[0], self._bias
-        matrix = cast(Tensor, self._matrix) if matrix is None else matrix
+        laid = self._matrix if matrix is None else self._stand_in(matrix)
+        assert laid is not None  # loaded when it was made
+        if isinstance(laid, Panels):
+            return laid.times(x, bias)
         if rows <= MAX_ROWS or x.is_cuda:
-            return _product(x, matrix, bias)
-        return torch.cat([_product(part, matrix, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
+            return _product(x, laid, bias)
+        return torch.cat([_product(part, laid, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
+
+    def _laid(self, matrix: Tensor) -> Tensor | Panels:
+        """`matrix` `[in, out]` as its product reads it."""
+        return matrix.contiguous() if self._library is None else Panels.of(self._library, matrix)
+
+    def _stand_in(self, matrix: Tensor) -> Tensor | Panels:
+        """`matrix` as the weights are laid out, so that it rounds as they do; once for each that is alive."""
+        if self._library is None:
+            return matrix
+        panels: Panels | None = self._folded.get(matrix)
+        if panels is None:
+            panels = self._folded[matrix] = Panels.of(self._library, matrix)
+        return panels
 
 
 class Chained(Fused):
@@ -83,7 +104,7 @@ class Chained(Fused):
         """Multiply the weights as they are now."""
         first, second = self._linears
         weight, bias = second.weight.double(), cast(Tensor | None, first.bias)
-        self._matrix = (weight @ first.weight.double()).T.to(first.weight.dtype).contiguous()
+        self._matrix = self._laid((weight @ first.weight.double()).T.to(first.weight.dtype))
         self._bias = None if bias is None else (weight @ bias.double()).to(bias.dtype)
 
 
@@ -105,7 +126,8 @@ def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 class Norm:
     """Root-mean-square normalisation over the last dimension."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, library: Library | None = None) -> None:
+        self._library = library
         self.weight: Tensor = module.weight
         self.epsilon: float = module.variance_epsilon
         self.load()
@@ -125,6 +147,8 @@ class Norm:
         return [self.weight]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._library is not None:
+            return self._library.norm(x, self.weight, self.epsilon)
         if x.is_cuda:
             return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
         # x / sqrt(|x|^2 + d eps) sqrt(d) w: the same, in calls that take a tenth of its time on a CPU.
@@ -135,23 +159,23 @@ class Norm:
 class LayerWeights:
     """What one decoder layer computes with; plain Llama, v1 and v2."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, library: Library | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = Fused([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.gate_up = Fused([mlp.gate_proj, mlp.up_proj])
-        self.down = Fused([mlp.down_proj])
-        self.input_norm = Norm(layer.input_layernorm)
-        self.mlp_norm = Norm(layer.post_attention_layernorm)
+        self.qkv = Fused([attention.q_proj, attention.k_proj, attention.v_proj], library)
+        self.gate_up = Fused([mlp.gate_proj, mlp.up_proj], library)
+        self.down = Fused([mlp.down_proj], library)
+        self.input_norm = Norm(layer.input_layernorm, library)
+        self.mlp_norm = Norm(layer.post_attention_layernorm, library)
         self.mlp = mlp  # its `plastic` is looked up at every step: a bank may be attached later
         self.residual = layer.variant != "v2"
         adapter = mlp.adapter
-        self.o: Fused | None = Fused([attention.o_proj])
-        self.low: Fused | None = None if adapter is None else Fused([adapter.A])
+        self.o: Fused | None = Fused([attention.o_proj], library)
+        self.low: Fused | None = None if adapter is None else Fused([adapter.A], library)
         if adapter is not None and not self.residual:
             # In V2 the adapter alone reads what attention gives.
-            self.o, self.low = None, Chained([attention.o_proj, adapter.A])
+            self.o, self.low = None, Chained([attention.o_proj, adapter.A], library)
         heads = [] if adapter is None else [h for h in (adapter.B_add, adapter.B_mult) if h is not None]
-        self.modulate: Fused | None = Fused(heads) if heads else None
+        self.modulate: Fused | None = Fused(heads, library) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
 
@@ -171,15 +195,15 @@ class LayerWeights:
 
 
 class ModelWeights:
-    """All layers, the head and the tables of an `NPTForCausalLM`."""
+    """All layers, the head and the tables of an `NPTForCausalLM`; laid out for `library` if there is one."""
 
-    def __init__(self, model: Any, positions: int) -> None:
+    def __init__(self, model: Any, positions: int, library: Library | None = None) -> None:
         core = model.model
         self.embedding: Tensor = core.embed_tokens.weight
-        self.layers = [LayerWeights(layer) for layer in core.layers]
+        self.layers = [LayerWeights(layer, library) for layer in core.layers]
         self.activation = core.layers[0].mlp.act_fn
-        self.norm = Norm(core.norm)
-        self.head = Fused([model.lm_head])
+        self.norm = Norm(core.norm, library)
+        self.head = Fused([model.lm_head], library)
         self.cos, self.sin = _rotary_tables(core.rotary_emb, positions, self.embedding)
         self._copies = [self.head, self.norm, *(part for layer in self.layers for part in layer.copies)]
         self._parameters = [p for part in self._copies for p in part.parameters]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,9 +26,11 @@ from npt_core.engine import (
     TokenEvent,
     UnsupportedModel,
 )
+from npt_core.engine.native.library import library
 from npt_core.model import NPTForCausalLM
 from tests.conftest import TINY
 from tests.npt_core.helpers import awakened, by_transformers, mixed_npt
+from tests.programs import skip_or_fail
 
 
 class Base:
@@ -68,15 +71,25 @@ def prompts(count: int, longest: int = 90) -> list[tuple[int, ...]]:
     return [tuple(draw.randrange(3, 61) for _ in range(draw.randint(1, longest))) for _ in range(count)]
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def make_runner(request: pytest.FixtureRequest) -> Callable[..., Runner]:
+    """Runners by compiled kernels, and by what torch computes where there is no compiler."""
+    if request.param and library() is None:
+        skip_or_fail("kernels were not compiled: install a C compiler, then the project")
+    return partial(Runner, native=request.param)
+
+
 def heard(stream: Stream, index: int = 0) -> list[int]:
     return [e.token_id for e in stream if isinstance(e, TokenEvent) and e.index == index]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_answers_of_a_full_batch_equal_those_of_generate(name: str) -> None:
+def test_greedy_answers_of_a_full_batch_equal_those_of_generate(
+    name: str, make_runner: Callable[..., Runner]
+) -> None:
     model = MODELS[name]()
     asked = prompts(20)
-    engine = Engine(Runner(model, 200), Base(), (), EngineConfig(max_running=8, batch_tokens=64))
+    engine = Engine(make_runner(model, 200), Base(), (), EngineConfig(max_running=8, batch_tokens=64))
     streams = [engine.submit(GenerationRequest(p, SamplingParams(max_new_tokens=9))) for p in asked]
     answers = [heard(stream) for stream in streams]
     engine.close()
@@ -84,9 +97,9 @@ def test_greedy_answers_of_a_full_batch_equal_those_of_generate(name: str) -> No
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
-def test_modulation_scale_equals_that_of_the_model(scale: float) -> None:
+def test_modulation_scale_equals_that_of_the_model(scale: float, make_runner: Callable[..., Runner]) -> None:
     model = MODELS["mixed"]()
-    engine = Engine(Runner(model, 64), Base(), ())
+    engine = Engine(make_runner(model, 64), Base(), ())
     asked = prompts(4)
     both = [(prompt, factor) for prompt in asked for factor in (None, scale)]
     streams = [
@@ -98,9 +111,9 @@ def test_modulation_scale_equals_that_of_the_model(scale: float) -> None:
     assert answers == [by_transformers(model, p, 9, modulation_scale=factor) for p, factor in both]
 
 
-def test_weights_changed_in_place_are_seen_by_the_next_step() -> None:
+def test_weights_changed_in_place_are_seen_by_the_next_step(make_runner: Callable[..., Runner]) -> None:
     model = MODELS["v2"]()
-    engine = Engine(Runner(model, 64), Base(), (), EngineConfig(prefix_cache=False))
+    engine = Engine(make_runner(model, 64), Base(), (), EngineConfig(prefix_cache=False))
     request = GenerationRequest(prompts(1)[0], SamplingParams(max_new_tokens=9))
     before = heard(engine.submit(request))
     with torch.no_grad():
@@ -145,12 +158,12 @@ def wide(**overrides: Any) -> NPTForCausalLM:
     return awakened(convert_llama_to_npt(llama(**shape, **overrides), "all", "v2", rank=64)).eval()
 
 
-def test_company_changes_no_bit_of_the_logits() -> None:
+def test_company_changes_no_bit_of_the_logits(make_runner: Callable[..., Runner]) -> None:
     """Alone; in a crowd; with so few pages that sequences are preempted; at several scales."""
     model = wide()
     asked = [*prompts(12, 150), *(p * 5 for p in prompts(2, 80))]
     asked.append(asked[3] + asked[5])
-    alone, crowded, cramped = (Recording(Runner(model, pages)) for pages in (64, 400, 34))
+    alone, crowded, cramped = (Recording(make_runner(model, pages)) for pages in (64, 400, 34))
     new = SamplingParams(max_new_tokens=24, temperature=1.0, seed=5)
     requests = [
         GenerationRequest(prompt, new, modulation_scale=(None, 1.0, 0.5)[i % 3])
@@ -189,13 +202,13 @@ def test_sequences_of_one_request_differ_by_seed_and_share_the_prompt() -> None:
     assert together == alone
 
 
-def test_pages_apart_give_the_bits_of_pages_in_a_row() -> None:
+def test_pages_apart_give_the_bits_of_pages_in_a_row(make_runner: Callable[..., Runner]) -> None:
     model = MODELS["mixed"]()
     prompt = tuple(range(3, 43))
 
     def logits(pages: list[int]) -> Tensor:
         sequence = Sequence(GenerationRequest(prompt), Stream(1, 0), 0, 64)
         sequence.pages = pages
-        return Runner(model, 16).run([Span(sequence, 0, 40)])
+        return make_runner(model, 16).run([Span(sequence, 0, 40)])
 
     assert torch.equal(logits([2, 3, 4]), logits([9, 0, 5]))

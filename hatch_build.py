@@ -1,0 +1,58 @@
+"""Compiles the engine's kernels when the project is installed or built, if there is a C compiler.
+
+Without one the engine computes with torch's own operations, and says so. `CC` names the compiler.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("npt_core", "engine", "native")
+FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp -fPIC -Wall -Wextra"
+UNITS = {
+    "x86_64": {
+        "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512",
+        "avx2": "-mavx2 -mfma",
+        "generic": "",
+    },
+    "aarch64": {"generic": ""},
+}
+"""Options for each vector unit, by machine; `npt_core.engine.native.library` chooses one."""
+
+
+class Hook(BuildHookInterface):
+    """`[tool.hatch.build.hooks.custom]` of pyproject.toml."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and make of a wheel one for this platform."""
+        units = UNITS.get(platform.machine(), {}) if sys.platform == "linux" else {}
+        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+        if compiler is None or not units:
+            self.app.display_warning(
+                "no C compiler for Linux: the engine will compute with torch's operations"
+            )
+            return
+        source = Path(self.root) / FOLDER / "kernels.c"
+        for unit, flags in units.items():
+            target = source.with_name(f"kernels-{unit}.so")
+            compile_kernels(compiler, source, flags, target)
+            build_data["artifacts"].append(str(target.relative_to(self.root)))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+
+def compile_kernels(compiler: str, source: Path, flags: str, target: Path) -> None:
+    """`target` is replaced when it is whole: another process may have it loaded."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made, library = Path(folder, "kernels.o"), Path(folder, target.name)
+        subprocess.run([compiler, *FLAGS.split(), *flags.split(), "-c", source, "-o", made], check=True)
+        # Without -fopenmp: the names are those of the OpenMP that torch has loaded.
+        subprocess.run([compiler, "-shared", made, "-o", library], check=True)
+        library.replace(target)

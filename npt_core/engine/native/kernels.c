@@ -1,0 +1,278 @@
+/* A step of the engine on a CPU, in float32: products, attention over pages, and what lies between them.
+ *
+ * Every number is computed by one fixed sequence of operations, whatever the other rows of the batch are
+ * and however many threads share the work: a row's bits depend on the row alone.
+ *
+ * Compiled once for each kind of vector unit (see hatch_build.py); `kernels.py` chooses. Threads are those of
+ * the OpenMP that torch has loaded, so that there is one team of them: link with no OpenMP of its own.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE_ROWS 12 /* 24 of 32 registers hold sums */
+#elif defined(__AVX2__)
+#define LANES 8
+#define TILE_ROWS 6 /* 12 of 16 */
+#else
+#define LANES 4
+#define TILE_ROWS 6
+#endif
+#define PANEL (2 * LANES)
+#define DEPTH 1024 /* inputs of a panel that are read again and again from the second cache */
+#define LITTLE 32768 /* operations below which a second thread costs more than it saves */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+int32_t npt_panel(void) { return PANEL; }
+
+/* Sums of R rows of `x` and one panel, on top of what `y` holds unless `first`. */
+static inline __attribute__((always_inline)) void tile(const int R, const float *x, const int64_t x_row,
+                                                       const float *panel, const int64_t depth, float *y,
+                                                       const int64_t y_row, const int first) {
+    vec left[TILE_ROWS], right[TILE_ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        left[r] = first ? (vec){0} : *(const vec *)(y + r * y_row);
+        right[r] = first ? (vec){0} : *(const vec *)(y + r * y_row + LANES);
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        const vec a = *(const vec *)(panel + k * PANEL), b = *(const vec *)(panel + k * PANEL + LANES);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const float each = x[r * x_row + k];
+            left[r] += each * a;
+            right[r] += each * b;
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        *(vec *)(y + r * y_row) = left[r];
+        *(vec *)(y + r * y_row + LANES) = right[r];
+    }
+}
+
+static void tiles(const int rows, const float *x, const int64_t x_row, const float *panel, const int64_t depth,
+                  float *y, const int64_t y_row, const int first) {
+    switch (rows) {
+#define CASE(R) case R: tile(R, x, x_row, panel, depth, y, y_row, first); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE_ROWS > 6
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+#undef CASE
+    }
+}
+
+/* y [rows, out] = x [rows, in] times panels [ceil(out / PANEL), in, PANEL], plus bias [out] if there is one. */
+void npt_product(const float *x, const int64_t x_row, const int64_t rows, const int64_t in, const float *panels,
+                 const float *bias, const int64_t out, float *y, const int32_t threads) {
+    if (rows == 0) return;
+    const int64_t count = (out + PANEL - 1) / PANEL, tile_count = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t step = (rows + tile_count - 1) / tile_count;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * in * out > LITTLE)
+    for (int64_t p = 0; p < count; p++) {
+        const int64_t width = out - p * PANEL < PANEL ? out - p * PANEL : PANEL;
+        for (int64_t from = 0; from < in; from += DEPTH) {
+            const int64_t depth = in - from < DEPTH ? in - from : DEPTH;
+            const float *panel = panels + (p * in + from) * PANEL;
+            for (int64_t row = 0; row < rows; row += step) {
+                const int n = rows - row < step ? rows - row : step;
+                const float *at = x + row * x_row + from;
+                float *to = y + row * out + p * PANEL;
+                if (width == PANEL) {
+                    tiles(n, at, x_row, panel, depth, to, out, from == 0);
+                    continue;
+                }
+                float edge[TILE_ROWS * PANEL]; /* the last panel is wider than what is left of y */
+                for (int r = 0; r < n && from; r++) memcpy(edge + r * PANEL, to + r * out, 4 * width);
+                tiles(n, at, x_row, panel, depth, edge, PANEL, from == 0);
+                for (int r = 0; r < n; r++) memcpy(to + r * out, edge + r * PANEL, 4 * width);
+            }
+        }
+        for (int64_t row = 0; row < rows && bias; row++)
+            for (int64_t j = p * PANEL; j < p * PANEL + width; j++) y[row * out + j] += bias[j];
+    }
+}
+
+/* e^x within 2 units in the last place; x above 88 counts as 88. After Cephes (S. Moshier), `expf`. */
+static inline __attribute__((always_inline)) float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const float n = (x * 1.44269504088896341f + magic) - magic;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+static inline __attribute__((always_inline)) float dot(const float *a, const float *b, const int64_t n) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Where row `i` of a batch looks: `length` tokens in pages of `page` slots, `slot` floats from one to the next. */
+struct view {
+    const float *keys, *values;
+    const int32_t *pages;
+    int64_t length, page, slot;
+};
+
+/* Heads of one row, `groups` of which share each of `kv_heads` keys and values: out [heads, width] =
+ * softmax(scale q k) v. `scores` has room for [heads, length]. Keys are read once, in the order they lie in. */
+static inline __attribute__((always_inline)) void attend_row(const float *q, const struct view at,
+                                                             const int64_t kv_heads, const int64_t groups,
+                                                             const int64_t width, const float scale,
+                                                             float *scores, float *out) {
+    const int64_t heads = kv_heads * groups;
+    for (int64_t first = 0; first < at.length; first += at.page) {
+        const float *k = at.keys + at.pages[first / at.page] * at.page * at.slot;
+        const int64_t end = at.length - first < at.page ? at.length : first + at.page;
+        for (int64_t t = first; t < end; t++, k += at.slot)
+            for (int64_t shared = 0; shared < kv_heads; shared++)
+                for (int64_t h = shared * groups; h < (shared + 1) * groups; h++)
+                    scores[h * at.length + t] = scale * dot(q + h * width, k + shared * width, width);
+    }
+    memset(out, 0, 4 * heads * width);
+    for (int64_t h = 0; h < heads; h++) {
+        float *score = scores + h * at.length, most = -INFINITY, sum = 0.0f;
+        for (int64_t t = 0; t < at.length; t++) most = score[t] > most ? score[t] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < at.length; t++) {
+            score[t] = exponential(score[t] - most);
+            sum += score[t];
+        }
+        const float share = 1.0f / sum;
+#pragma omp simd
+        for (int64_t t = 0; t < at.length; t++) score[t] *= share;
+    }
+    for (int64_t first = 0; first < at.length; first += at.page) {
+        const float *v = at.values + at.pages[first / at.page] * at.page * at.slot;
+        const int64_t end = at.length - first < at.page ? at.length : first + at.page;
+        for (int64_t t = first; t < end; t++, v += at.slot)
+            for (int64_t shared = 0; shared < kv_heads; shared++)
+                for (int64_t h = shared * groups; h < (shared + 1) * groups; h++) {
+                    const float *value = v + shared * width, share = scores[h * at.length + t];
+                    float *to = out + h * width;
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) to[i] += share * value[i];
+                }
+    }
+}
+
+/* The usual widths are known when this is compiled, which makes it three times as fast. */
+static void attend_row_of(const float *q, const struct view at, const int64_t kv_heads, const int64_t groups,
+                          const int64_t width, const float scale, float *scores, float *out) {
+    switch (width) {
+    case 64: attend_row(q, at, kv_heads, groups, 64, scale, scores, out); break;
+    case 128: attend_row(q, at, kv_heads, groups, 128, scale, scores, out); break;
+    default: attend_row(q, at, kv_heads, groups, width, scale, scores, out);
+    }
+}
+
+/* out [rows, heads, width] for q of that shape: row i attends to `lengths[i]` tokens in the pages from
+ * `pages[starts[i]]` on, of keys and values [slots, heads / groups, width]. `scratch` is [threads, room],
+ * with room for the scores of all heads of a row. */
+void npt_attend(const float *q, const float *keys, const float *values, const int32_t *pages,
+                const int64_t *starts, const int64_t *lengths, const int64_t page, const int64_t rows,
+                const int64_t heads, const int64_t groups, const int64_t width, const float scale, float *scratch,
+                const int64_t room, float *out, const int32_t threads) {
+    const int64_t kv_heads = heads / groups, slot = kv_heads * width;
+    /* Few rows are shared among threads by heads, many whole: memory is read faster so. */
+    const int64_t parts = rows < 2 * threads ? kv_heads : 1, part = kv_heads / parts;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t item = 0; item < rows * parts; item++) {
+        const int64_t row = item / parts, first = item % parts * part;
+        const struct view at = {keys + first * width, values + first * width, pages + starts[row], lengths[row],
+                                page, slot};
+        const int64_t offset = (row * heads + first * groups) * width;
+        attend_row_of(q + offset, at, part, groups, width, scale, scratch + omp_get_thread_num() * room,
+                      out + offset);
+    }
+}
+
+/* Rotary embedding: to[i] = x[i] cos[i] + x[i + half] sin[i], with the sine signed. */
+static inline void rotate(const float *x, const float *cosine, const float *sine, const int64_t half, float *to) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        to[i] = x[i] * cosine[i] + x[i + half] * sine[i];
+        to[i + half] = x[i + half] * cosine[i + half] + x[i] * sine[i + half];
+    }
+}
+
+/* qkv [rows, heads + 2 kv_heads, width]: queries are rotated to q [rows, heads, width], keys into their slots,
+ * values copied into theirs. The tables are [positions, width]. */
+void npt_rotate(const float *qkv, const int64_t rows, const int64_t heads, const int64_t kv_heads,
+                const int64_t width, const float *cosines, const float *sines, const int64_t *positions,
+                const int64_t *slots, float *q, float *keys, float *values) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = qkv + row * (heads + 2 * kv_heads) * width;
+        const float *cosine = cosines + positions[row] * width, *sine = sines + positions[row] * width;
+        const int64_t slot = slots[row] * kv_heads * width;
+        for (int64_t h = 0; h < heads; h++)
+            rotate(from + h * width, cosine, sine, width / 2, q + (row * heads + h) * width);
+        for (int64_t h = 0; h < kv_heads; h++)
+            rotate(from + (heads + h) * width, cosine, sine, width / 2, keys + slot + h * width);
+        memcpy(values + slot, from + (heads + kv_heads) * width, 4 * kv_heads * width);
+    }
+}
+
+/* total = x + y (y may be missing: total is not written then), normed = total / rms(total) * gain;
+ * all [rows, d]. */
+void npt_norm(const float *x, const float *y, const float *gain, const float epsilon, const int64_t rows,
+              const int64_t d, float *total, float *normed) {
+    for (int64_t row = 0; row < rows; row++) {
+        const float *in = x + row * d;
+        float *out = normed + row * d;
+        if (y) {
+            float *sum = total + row * d;
+            const float *add = y + row * d;
+#pragma omp simd
+            for (int64_t i = 0; i < d; i++) sum[i] = in[i] + add[i];
+            in = sum;
+        }
+        const float scale = 1.0f / sqrtf(dot(in, in, d) / d + epsilon);
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) out[i] = in[i] * scale * gain[i];
+    }
+}
+
+/* z [rows, n] = silu(g (1 + s mult) + s add) up; `add` or `mult` or both may be missing, and so may `scales`
+ * [rows], where s is 1. g, up, add and mult have rows of their own length. */
+void npt_gate(const float *g, const int64_t g_row, const float *up, const int64_t up_row, const float *add,
+              const float *mult, const int64_t modulation_row, const float *scales, const int64_t rows,
+              const int64_t n, float *z, const int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * n > LITTLE)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *gate = g + row * g_row, *factor = up + row * up_row, s = scales ? scales[row] : 1.0f;
+        float *out = z + row * n;
+        if (mult) {
+            const float *m = mult + row * modulation_row;
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) out[i] = gate[i] * (1.0f + s * m[i]);
+        } else {
+            memcpy(out, gate, 4 * n);
+        }
+        if (add) {
+            const float *a = add + row * modulation_row;
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) out[i] += s * a[i];
+        }
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) out[i] = out[i] / (1.0f + exponential(-out[i])) * factor[i];
+    }
+}

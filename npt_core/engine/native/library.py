@@ -1,0 +1,168 @@
+"""The compiled kernels of this machine: `kernels.c`, called with tensors.
+
+They are compiled when the project is installed (`hatch_build.py`), one file for each kind of vector unit,
+and loaded for the one that torch computes with. Where there was no C compiler, or torch computes with
+another unit, there are none, and the engine computes with torch's own operations, slower.
+"""
+
+import ctypes
+import logging
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+UNITS = {"AVX512": "avx512", "AVX2": "avx2"}
+"""By what `torch.backends.cpu.get_cpu_capability` says."""
+
+_SIGNATURES: dict[str, list[Any]] = {
+    "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
+    "attend": [
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int32),
+    ],
+    "rotate": [c_void_p, *(c_int64,) * 4, *(c_void_p,) * 7],
+    "norm": [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p],
+    "gate": [
+        *(c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
+        *(c_int64, c_int64, c_void_p, c_int32),
+    ],
+}
+
+
+class Library:
+    """The kernels in `file`; float32, on a CPU. Shapes are checked by nobody: a wrong one writes anywhere.
+
+    Raises:
+        OSError: it cannot be loaded.
+    """
+
+    def __init__(self, file: Path) -> None:
+        # What takes long lets other threads go on; what does not would wait for them when it is done.
+        long, short = ctypes.CDLL(str(file)), ctypes.PyDLL(str(file))
+        self._product, self._attend = _typed(long, "product"), _typed(long, "attend")
+        self._rotate, self._norm, self._gate = (_typed(short, name) for name in ("rotate", "norm", "gate"))
+        self.panel: int = long.npt_panel()
+        """Columns of a panel of `product`."""
+
+    def product(self, x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+        """`x` `[rows, in]` times `panels` `[ceil(out / panel), in, panel]`, `[rows, out]`."""
+        rows, inputs = x.shape
+        y = x.new_empty(rows, outputs)
+        self._product(
+            x.data_ptr(), x.stride(0), rows, inputs, panels.data_ptr(), _pointer(bias), outputs,
+            y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def attend(
+        self,
+        q: Tensor,
+        memory: tuple[int, int],
+        tables: tuple[Tensor, Tensor, Tensor],
+        page: int,
+        groups: int,
+        scale: float,
+        scratch: Tensor,
+    ) -> Tensor:
+        """Attention of `q` `[rows, heads, width]`, in that shape, over `memory`, the addresses of keys and
+        values `[slots, heads / groups, width]`. `tables` are pages (int32), where those of each row start,
+        and over how many tokens each row looks (int64). `scratch` is `[threads, heads * longest]`.
+        """
+        rows, heads, width = q.shape
+        out, threads = torch.empty_like(q), min(torch.get_num_threads(), len(scratch))
+        self._attend(
+            q.data_ptr(), *memory, *(table.data_ptr() for table in tables), page, rows, heads, groups, width,
+            scale, scratch.data_ptr(), scratch.shape[1], out.data_ptr(), threads,
+        )  # fmt: skip
+        return out
+
+    def rotate(
+        self,
+        qkv: Tensor,
+        heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        memory: tuple[int, int],
+    ) -> Tensor:
+        """Queries `[rows, heads, width]` of `qkv` `[rows, heads + 2 kv_heads, width]` after the rotary
+        embedding; keys, rotated too, and values go to their `slots` `[rows]` of `memory`, as in `attend`.
+        """
+        rows, all_heads, width = qkv.shape
+        q = qkv.new_empty(rows, heads, width)
+        self._rotate(
+            qkv.data_ptr(), rows, heads, (all_heads - heads) // 2, width, cos.data_ptr(), sin.data_ptr(),
+            positions.data_ptr(), slots.data_ptr(), q.data_ptr(), *memory,
+        )  # fmt: skip
+        return q
+
+    def norm(self, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+        """`x` `[rows, d]` over its root mean square, times `gain` `[d]`."""
+        normed = torch.empty_like(x)
+        self._norm(x.data_ptr(), None, gain.data_ptr(), epsilon, *x.shape, None, normed.data_ptr())
+        return normed
+
+    def added_norm(self, x: Tensor, y: Tensor, gain: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        """`x + y`, and that normed."""
+        total, normed = torch.empty_like(x), torch.empty_like(x)
+        self._norm(
+            x.data_ptr(),
+            y.data_ptr(),
+            gain.data_ptr(),
+            epsilon,
+            *x.shape,
+            total.data_ptr(),
+            normed.data_ptr(),
+        )
+        return total, normed
+
+    def gate(
+        self, g: Tensor, up: Tensor, add: Tensor | None, mult: Tensor | None, scales: Tensor | None
+    ) -> Tensor:
+        """`silu(g (1 + s mult) + s add) up`, all `[rows, d_ffn]`; `scales` `[rows]` are `s`, or it is 1. Rows
+        of `add` and `mult` are as far apart as each other's.
+        """
+        rows, width = g.shape
+        z = g.new_empty(rows, width)
+        modulation = mult if add is None else add
+        self._gate(
+            g.data_ptr(), g.stride(0), up.data_ptr(), up.stride(0), _pointer(add), _pointer(mult),
+            0 if modulation is None else modulation.stride(0), _pointer(scales), rows, width, z.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return z
+
+
+@cache
+def library() -> Library | None:
+    """The kernels for the vector unit that torch computes with here, if they were compiled."""
+    unit = UNITS.get(torch.backends.cpu.get_cpu_capability(), "generic")
+    file = FOLDER / f"kernels-{unit}.so"
+    if not file.is_file():
+        log.warning("no compiled kernels for %s: the engine computes with torch's operations, slower", unit)
+        return None
+    try:
+        return Library(file)
+    except OSError as error:
+        log.warning(
+            "kernels cannot be loaded, the engine computes with torch's operations, slower: %s", error
+        )
+        return None
+
+
+def _typed(dll: ctypes.CDLL, name: str) -> "ctypes._NamedFuncPointer":
+    function = dll[f"npt_{name}"]
+    function.argtypes, function.restype = _SIGNATURES[name], None
+    return function
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,194 @@
+"""The compiled kernels compute what torch computes, and each row by itself."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npt_core.engine.kernels import gated, rotated
+from npt_core.engine.native import library as native
+from npt_core.engine.native.library import Library
+from npt_core.engine.native.panels import Panels
+from npt_core.layers import Modulation
+from tests.programs import skip_or_fail
+
+COMPILED = ("generic", "avx2", "avx512") if platform.machine() == "x86_64" else ("generic",)
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+RUNNABLE = COMPILED[: {"AVX512": 3, "AVX2": 2}.get(CAPABILITY, 1)]
+"""Those that this processor can compute with."""
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=RUNNABLE)
+def library(request: pytest.FixtureRequest) -> Library:
+    return Library(compiled(request.param))
+
+
+def compiled(unit: str) -> Path:
+    file = native.FOLDER / f"kernels-{unit}.so"
+    if not file.is_file():
+        skip_or_fail(f"{file.name} was not compiled: install a C compiler, then the project")
+    return file
+
+
+@pytest.mark.parametrize("unit", COMPILED)
+def test_kernels_of_other_processors_can_be_loaded(unit: str) -> None:
+    assert Library(compiled(unit)).panel == {"generic": 8, "avx2": 16, "avx512": 32}[unit]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(320, 1920), (64, 40), (2100, 72), (7, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_equal_torch_and_no_row_depends_on_others(
+    library: Library, inputs: int, outputs: int, biased: bool
+) -> None:
+    x, matrix = noise(1, 29, inputs), noise(2, inputs, outputs)
+    bias = noise(3, outputs) if biased else None
+    panels = Panels.of(library, matrix)
+    whole = panels.times(x, bias)
+    exact = x.double() @ matrix.double() + (0 if bias is None else bias.double())
+    torch.testing.assert_close(whole, exact.float(), rtol=1e-4, atol=1e-3)
+    for rows in range(1, 29):
+        assert torch.equal(panels.times(x[29 - rows :], bias), whole[29 - rows :])
+    # Rows that do not lie one after the other.
+    assert torch.equal(panels.times(x[::2], bias), whole[::2])
+    assert panels.times(x[:0], bias).shape == (0, outputs)
+
+
+def test_threads_change_no_bit(library: Library) -> None:
+    panels, x = Panels.of(library, noise(1, 320, 960)), noise(2, 33, 320)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append((panels.times(x, None), attended(library, (90, 17, 1, 16, 33, 64, 7), 6, 2, 64)[0]))
+    finally:
+        torch.set_num_threads(before)
+    for product, mixed in found[1:]:
+        assert torch.equal(product, found[0][0])
+        assert torch.equal(mixed, found[0][1])
+
+
+def attended(
+    library: Library, lengths: tuple[int, ...], heads: int, groups: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """By the kernel, and by torch, over pages that lie anywhere."""
+    page, kv_heads = 16, heads // groups
+    counts = [-(-length // page) for length in lengths]
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int()
+    starts = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
+    keys, values = (noise(i, page * len(order), kv_heads, width) for i in (2, 3))
+    q = 2 * noise(4, len(lengths), heads, width)
+    scratch = torch.empty(torch.get_num_threads(), heads * max(lengths))
+    tables = order, starts, torch.tensor(lengths)
+    addresses = keys.data_ptr(), values.data_ptr()
+    found = library.attend(q, addresses, tables, page, groups, width**-0.5, scratch)
+    wanted = []
+    for row, length in enumerate(lengths):
+        pages = order[starts[row] : starts[row] + counts[row]].long()
+        slots = (pages[:, None] * page + torch.arange(page)).flatten()[:length]
+        k, v = (part[slots].repeat_interleave(groups, 1).transpose(0, 1) for part in (keys, values))
+        wanted.append(F.scaled_dot_product_attention(q[row, :, None], k, v)[:, 0])
+    return found, torch.stack(wanted)
+
+
+@pytest.mark.parametrize(("heads", "groups", "width"), [(5, 1, 64), (8, 4, 128), (4, 2, 8), (2, 1, 20)])
+def test_attention_equals_that_of_torch(library: Library, heads: int, groups: int, width: int) -> None:
+    for lengths in ((1,), (100,), (3, 16, 17, 90, 1, 250)):
+        found, wanted = attended(library, lengths, heads, groups, width)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_may_be_far_apart(library: Library) -> None:
+    """The softmax of what overflows without its maximum taken off, and of what underflows beside it."""
+    keys = torch.tensor([[300.0], [-300.0], [299.0]])[:, :, None].expand(3, 1, 8).contiguous()
+    values = torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 1, 8).contiguous()
+    tables = torch.tensor([0], dtype=torch.int32), torch.tensor([0]), torch.tensor([3])
+    addresses = keys.data_ptr(), values.data_ptr()
+    found = library.attend(torch.ones(1, 1, 8), addresses, tables, 16, 1, 0.125, torch.empty(1, 3))
+    wanted = torch.softmax(torch.tensor([300.0, -300.0, 299.0]), 0) @ torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(found, wanted.expand(1, 1, 8))
+
+
+def test_rotation_writes_keys_and_values_into_their_slots(library: Library) -> None:
+    heads, kv_heads, width, rows = 4, 2, 12, 5
+    qkv, angles = noise(1, rows, heads + 2 * kv_heads, width), noise(2, 40, width // 2).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    sin[:, : width // 2] *= -1
+    positions, slots = torch.tensor([3, 0, 39, 7, 8]), torch.tensor([6, 1, 0, 9, 4])
+    keys, values = torch.zeros(10, kv_heads, width), torch.zeros(10, kv_heads, width)
+    q = library.rotate(qkv, heads, cos, sin, positions, slots, (keys.data_ptr(), values.data_ptr()))
+    turned = rotated(qkv[:, : heads + kv_heads], cos[positions][:, None], sin[positions][:, None])
+    torch.testing.assert_close(q, turned[:, :heads])
+    torch.testing.assert_close(keys[slots], turned[:, heads:])
+    assert torch.equal(values[slots], qkv[:, heads + kv_heads :])
+    assert not keys[[2, 3, 5, 7, 8]].any()
+
+
+def test_norms_equal_that_of_torch(library: Library) -> None:
+    x, y, gain = noise(1, 6, 37), noise(2, 6, 37), noise(3, 37)
+    torch.testing.assert_close(library.norm(x, gain, 1e-5), F.rms_norm(x, (37,), gain, 1e-5))
+    total, normed = library.added_norm(x, y, gain, 1e-5)
+    assert torch.equal(total, x + y)
+    torch.testing.assert_close(normed, F.rms_norm(x + y, (37,), gain, 1e-5))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("parts", [(), ("add",), ("mult",), ("add", "mult")])
+def test_gates_equal_the_formula(library: Library, parts: tuple[str, ...], scaled: bool) -> None:
+    """Also for parts of wider matrices, as products of several maps in one are."""
+    g, up = noise(1, 7, 66).split(33, -1)
+    both = 3 * noise(2, 7, 66)
+    add, mult = (
+        part if name in parts else None
+        for name, part in zip(("add", "mult"), both.split(33, -1), strict=True)
+    )
+    scales = noise(3, 7) if scaled else None
+    wanted = gated(nn.SiLU(), g, up, Modulation(add, mult), None if scales is None else scales[:, None])
+    found = library.gate(g, up, add, mult, scales)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    extreme = torch.tensor([[-200.0, -90.0, 0.0, 90.0, 200.0, float("inf")]])
+    ones = torch.ones_like(extreme)
+    torch.testing.assert_close(library.gate(extreme, ones, None, None, None), F.silu(extreme))
+
+
+def test_what_is_no_number_stays_in_its_row(library: Library) -> None:
+    bad = noise(1, 4, 64)
+    bad[2, 5] = float("nan")
+    gain, panels = torch.ones(64), Panels.of(library, noise(2, 64, 64))
+    found = (
+        library.norm(bad, gain, 1e-5),
+        panels.times(bad, None),
+        library.gate(bad, torch.ones_like(bad), None, None, None),
+    )
+    for each in found:
+        assert each[2].isnan().any()
+        assert each[[0, 1, 3]].isfinite().all()
+    q = bad.view(4, 1, 64)
+    keys = noise(3, 16, 1, 64)
+    tables = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), torch.full((4,), 9)
+    addresses = keys.data_ptr(), keys.data_ptr()
+    mixed = library.attend(q, addresses, tables, 16, 1, 0.125, torch.empty(torch.get_num_threads(), 9))
+    assert mixed[2].isnan().all()
+    assert mixed[[0, 1, 3]].isfinite().all()
+
+
+def test_without_kernels_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    assert native.library.__wrapped__() is None
+    assert "no compiled kernels" in caplog.text
+    for unit in COMPILED:
+        (tmp_path / f"kernels-{unit}.so").write_text("not a library")
+    caplog.clear()
+    assert native.library.__wrapped__() is None
+    assert "slower" in caplog.text
