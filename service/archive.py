@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import IO, Any
 
 from service.blobs import Blobs, is_name
 from service.ledger import Ledger, Version
+from service.ledger.checksums import CHECKED, with_checksum
 from service.storage import PRIVATE_FILE, sync_folder
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_CHECKSUMS = 1
 _MANIFEST, _ROWS, _BLOBS = "manifest.json", "rows/", "blobs/"
 
 
@@ -98,12 +100,25 @@ def read_archive(ledger: Ledger, blobs: Blobs, path: Path) -> Manifest:
                     rows[table] = [json.loads(line) for line in data.splitlines()]
     except (tarfile.TarError, EOFError, ValueError, TypeError) as error:
         raise ArchiveError(f"{path}: not an archive of a ledger: {error}") from error
-    if manifest is None or manifest.format != FORMAT:
+    if manifest is None or manifest.format not in (FORMAT, _WITHOUT_CHECKSUMS):
         raise ArchiveError(f"{path}: not an archive that this release knows")
     if (len(stored), len(rows.get("facts", ()))) != (manifest.blobs, manifest.facts):
         raise ArchiveError(f"{path}: cut short")
+    if manifest.format == _WITHOUT_CHECKSUMS:
+        rows |= _with_checksums(rows, path)
     ledger.restore(rows, partial(_problem, manifest, stored))
     return manifest
+
+
+def _with_checksums(rows: Mapping[str, list[dict[str, Any]]], path: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return {
+            table.name: [with_checksum(table, row) for row in rows[table.name]]
+            for table in CHECKED
+            if table.name in rows
+        }
+    except KeyError as error:
+        raise ArchiveError(f"{path}: a row lacks column {error}") from error
 
 
 def _problem(manifest: Manifest, stored: set[str], versions: list[Version], needed: set[str]) -> str | None:

@@ -29,7 +29,7 @@ from service.commands import (
     TooManyOperations,
     TooManyWrites,
 )
-from service.ledger import IdempotencyKey, Ledger, LedgerError, timestamp
+from service.ledger import IdempotencyKey, Ledger, LedgerDamaged, LedgerError, timestamp
 from service.ledger.chain import digest
 from service.ledger.operations import OPEN, Operation, OperationLog, OperationState
 from service.storage import StorageError
@@ -218,7 +218,9 @@ class Operations:
         state: OperationState,
         result: BaseModel | None,
     ) -> bool:
-        """As the log does it, and again while the database does not answer; given up when we close."""
+        """As the log does it, and again while the database does not answer; given up when we close, and where
+        the operation's row is damaged, which whoever reads it is told.
+        """
         told = None if result is None else result.model_dump(mode="json", exclude_none=True)
         while True:
             try:
@@ -227,7 +229,7 @@ class Operations:
                 log.error(
                     "cannot note what became of an operation", operation=operation_id, reason=str(error)
                 )
-                if self._closing:
+                if self._closing or isinstance(error, LedgerDamaged):
                     return False
                 time.sleep(RETRY_S)
 

@@ -31,8 +31,9 @@ def migrate(data: Data = None) -> None:
 
 @app.command()
 def verify(data: Data = None) -> None:
-    """Read everything: hash chains of versions and audit, and every blob that is needed. Tells the newest
-    version and its chain hash, by which replicas are compared. Works beside a running server.
+    """Read everything: hash chains of versions and audit, checksums of other rows, and every blob that is
+    needed. Tells the newest version and its chain hash, by which replicas are compared. Works beside a
+    running server.
     """
     with _opened(data) as (ledger, blobs):
         names = sorted(ledger.blobs())

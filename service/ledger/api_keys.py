@@ -8,13 +8,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from secrets import token_hex, token_urlsafe
 
 from sqlalchemy import Executable, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.ledger.checksums import sound, with_checksum
 from service.ledger.database import reading, writing
 from service.ledger.errors import LedgerDamaged
 from service.ledger.ledger import Ledger, now, record
@@ -76,7 +77,7 @@ class ApiKeys:
         """Every key there ever was, oldest first."""
         query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
         with reading(self._engine) as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = [sound(connection, api_keys, row) for row in connection.execute(query).mappings()]
         try:
             return [_key(row) for row in rows]
         except ValueError as error:
@@ -107,10 +108,9 @@ class ApiKeys:
             expires_at=expires_at,
             revoked_at=None,
         )
-        row = asdict(key) | {"scopes": json.dumps(sorted(key.scopes))}
         detail = {"name": name, "scopes": sorted(key.scopes)}
         try:
-            self._write(insert(api_keys).values(row), actor, "key.create", key.id, detail)
+            self._write(insert(api_keys).values(_row(key)), actor, "key.create", key.id, detail)
         except IntegrityError:  # two that start at once may be given the same secret
             known = matching(self.all(), secret)
             if known is None:
@@ -124,7 +124,8 @@ class ApiKeys:
         if found is None:
             raise UnknownKey(key_id)
         if found.revoked_at is None:
-            change = update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=now())
+            row = _row(replace(found, revoked_at=now()))
+            change = update(api_keys).where(api_keys.c.id == key_id).values(row)
             self._write(change, actor, "key.revoke", key_id, {})
         return {key.id: key for key in self.all()}[key_id]
 
@@ -156,7 +157,12 @@ def matching(keys: Sequence[ApiKey], secret: str) -> ApiKey | None:
     return found
 
 
+def _row(key: ApiKey) -> dict[str, object]:
+    return with_checksum(api_keys, asdict(key) | {"scopes": json.dumps(sorted(key.scopes))})
+
+
 def _key(row: RowMapping) -> ApiKey:
-    """Raises ValueError for scopes that nobody wrote."""
+    """Raises ValueError for scopes that this release does not know."""
     values = dict(row) | {"scopes": frozenset(Scope(scope) for scope in json.loads(row["scopes"]))}
+    del values["checksum"]
     return ApiKey(**values)

@@ -63,6 +63,11 @@ def name_of(url: str) -> str:
     return str(found.database) if found.drivername == "sqlite" else found.render_as_string()
 
 
+def ledger_name(engine: Engine) -> str:
+    """What to call the ledger of `engine` in messages, as `name_of`."""
+    return name_of(engine.url.render_as_string(hide_password=False))
+
+
 def connect(url: str) -> Engine:
     """An engine on the database at `url`; a SQLite file is created empty (mode 0600) where there is none.
 
@@ -110,7 +115,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
             raise _unavailable(engine, error) from error
         if isinstance(error, OperationalError) and _code(error) in _UNREADABLE:
             raise StorageFailed(f"cannot read the ledger: {_line(error)}") from error
-        raise LedgerDamaged(_name(engine), _line(error)) from error
+        raise LedgerDamaged(ledger_name(engine), _line(error)) from error
 
 
 @contextmanager
@@ -181,7 +186,7 @@ def _connect_postgres(url: URL) -> Engine:
 
 
 def _all_in_use(engine: Engine) -> LedgerUnavailable:
-    return LedgerUnavailable(_name(engine), f"none of its connections came free in {FREE_TIMEOUT_S} s")
+    return LedgerUnavailable(ledger_name(engine), f"none of its connections came free in {FREE_TIMEOUT_S} s")
 
 
 def _may_pass(engine: Engine, error: DatabaseError) -> bool:
@@ -192,11 +197,7 @@ def _may_pass(engine: Engine, error: DatabaseError) -> bool:
 
 
 def _unavailable(engine: Engine, error: DatabaseError) -> LedgerUnavailable:
-    return LedgerUnavailable(_name(engine), _line(error))
-
-
-def _name(engine: Engine) -> str:
-    return name_of(engine.url.render_as_string(hide_password=False))
+    return LedgerUnavailable(ledger_name(engine), _line(error))
 
 
 def _line(error: DatabaseError) -> str:

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select
-from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
+from sqlalchemy.exc import CompileError, DatabaseError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as NoneFree
 
 from service.ledger import migrations, queries, rows, tables
 from service.ledger.chain import audit_hash, chain_hash
+from service.ledger.checksums import checksum_problem, sound, with_checksum
 from service.ledger.database import connect, integrity_problem, is_shared, name_of, reading, writing
 from service.ledger.errors import LedgerDamaged, LedgerTooNew, LedgerUnavailable, StaleParent, WrongCheckpoint
 from service.ledger.records import (
@@ -185,7 +186,10 @@ class Ledger:
         query = select(table).where(table.c.actor == actor, table.c.key == key)
         with reading(self.engine) as connection:
             row = connection.execute(query).mappings().first()
-        return None if row is None else (IdempotencyKey(row["key"], row["digest"]), row["version"])
+            if row is None:
+                return None
+            sound(connection, table, row)
+        return IdempotencyKey(row["key"], row["digest"]), row["version"]
 
     def snapshot(self) -> Snapshot | None:
         """The newest one."""
@@ -207,7 +211,7 @@ class Ledger:
         try:
             with writing(self.engine) as connection:
                 self._keep_blobs(connection, ensure_blobs)
-                connection.execute(insert(tables.snapshots), row)
+                connection.execute(insert(tables.snapshots), with_checksum(tables.snapshots, row))
                 record(connection, actor, "snapshot", f"versions/{version}", {"blob": blob})
         except IntegrityError as error:
             raise StaleParent(version, self.newest) from error
@@ -262,6 +266,8 @@ class Ledger:
                     raise LedgerDamaged(self.name, problem)
         except (IntegrityError, StatementError) as error:
             raise LedgerDamaged(self.name, f"rows do not fit: {' '.join(str(error.orig).split())}") from error
+        except CompileError as error:  # of a column that there is not
+            raise LedgerDamaged(self.name, f"rows do not fit: {error}") from error
 
     def audit(self, after: int = 0, limit: int | None = None) -> list[AuditEntry]:
         """Entries above `after`, ascending."""
@@ -329,7 +335,11 @@ class Ledger:
 
     def _verify(self) -> None:
         with reading(self.engine) as connection:
-            problem = integrity_problem(connection) or _history_problem(connection)
+            problem = (
+                integrity_problem(connection)
+                or _history_problem(connection)
+                or migrations.schema_problem(connection)
+            )
         if problem is not None:
             raise LedgerDamaged(self.name, problem)
 
@@ -347,8 +357,10 @@ _HISTORY = (
 
 def _history_problem(connection: Connection) -> str | None:
     versions = queries.versions_after(connection, -1, None)
-    return history_problem(versions, queries.facts_by_id(connection)) or audit_problem(
-        queries.audit_after(connection, 0, None)
+    return (
+        history_problem(versions, queries.facts_by_id(connection))
+        or audit_problem(queries.audit_after(connection, 0, None))
+        or checksum_problem(connection)
     )
 
 
@@ -408,7 +420,8 @@ def _insert(connection: Connection, version: Version, change: Change) -> None:
     if born_and_dead:
         connection.execute(insert(tables.changes), born_and_dead)
     if change.key is not None:
-        connection.execute(insert(tables.idempotency), rows.key_row(change, version))
+        row = with_checksum(tables.idempotency, rows.key_row(change, version))
+        connection.execute(insert(tables.idempotency), row)
     detail = {"births": version.births, "deaths": version.deaths, "target": version.target}
     told = {name: value for name, value in detail.items() if value not in (None, ())}
     record(connection, change.actor, str(change.kind), f"versions/{version.version}", told)

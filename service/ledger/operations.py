@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, insert, select, update
 
 from service.ledger.chain import canonical
+from service.ledger.checksums import row_problem, sound, with_checksum
 from service.ledger.database import reading, writing
 from service.ledger.tables import operations
 
@@ -24,6 +25,8 @@ class OperationState(StrEnum):
 
 
 OPEN = (OperationState.PENDING, OperationState.RUNNING)
+AT_ONCE = 1000
+"""So many are forgotten in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,13 @@ class OperationLog:
             "updated_at": operation.updated_at,
         }
         with writing(self._engine) as connection:
-            connection.execute(insert(operations), row)
+            connection.execute(insert(operations), with_checksum(operations, row))
 
     def get(self, operation_id: str) -> Operation | None:
         """One operation."""
         with reading(self._engine) as connection:
-            row = connection.execute(select(operations).where(operations.c.id == operation_id)).mappings()
-            found = row.first()
-        return None if found is None else _read(found)
+            found = _all(connection, select(operations).where(operations.c.id == operation_id))
+        return found[0] if found else None
 
     def page(self, after: str, limit: int, state: OperationState | None) -> list[Operation]:
         """Those after an id, oldest first, optionally of one state."""
@@ -78,7 +80,7 @@ class OperationLog:
         if state is not None:
             query = query.where(operations.c.state == str(state))
         with reading(self._engine) as connection:
-            return [_read(row) for row in connection.execute(query).mappings()]
+            return _all(connection, query)
 
     def move(
         self,
@@ -89,19 +91,38 @@ class OperationLog:
         result: Mapping[str, Any] | None = None,
     ) -> bool:
         """Put it into `state` if it is in one of `before`; whether it was."""
-        change = (
-            update(operations)
-            .where(operations.c.id == operation_id, operations.c.state.in_([str(s) for s in before]))
-            .values(state=str(state), updated_at=at, result=None if result is None else canonical(result))
-        )
+        this = operations.c.id == operation_id
+        new = {
+            "state": str(state),
+            "updated_at": at,
+            "result": None if result is None else canonical(result),
+        }
         with writing(self._engine) as connection:
-            return connection.execute(change).rowcount == 1
+            # Locked until the end: nobody else changes what the checksum is made of.
+            query = select(operations).where(this).with_for_update()
+            found = connection.execute(query).mappings().first()
+            if found is None or sound(connection, operations, found)["state"] not in before:
+                return False
+            row = with_checksum(operations, {**found, **new})
+            connection.execute(update(operations).where(this).values(row))
+            return True
 
     def beat(self, owner: str, at: str) -> None:
-        """`owner` still works on what it has not ended."""
+        """`owner` still works on what it has not ended. A damaged row stays as it is, for its readers to
+        find."""
         mine = operations.c.owner == owner, operations.c.state.in_([str(s) for s in OPEN])
+        change = update(operations).where(operations.c.id == bindparam("this"))
+        change = change.values(updated_at=bindparam("at"), checksum=bindparam("sum"))
         with writing(self._engine) as connection:
-            connection.execute(update(operations).where(*mine).values(updated_at=at))
+            found = connection.execute(select(operations).where(*mine).with_for_update()).mappings()
+            rows = [
+                with_checksum(operations, {**row, "updated_at": at})
+                for row in found
+                if row_problem(operations, row) is None
+            ]
+            if rows:
+                sums = [{"this": row["id"], "at": at, "sum": row["checksum"]} for row in rows]
+                connection.execute(change, sums)
 
     def abandoned(self, owner: str, before: str) -> list[Operation]:
         """Open ones of other owners that were not heard of since `before`."""
@@ -111,13 +132,21 @@ class OperationLog:
             operations.c.updated_at <= before,
         )
         with reading(self._engine) as connection:
-            return [_read(row) for row in connection.execute(query).mappings()]
+            return _all(connection, query)
 
     def forget(self, before: str) -> None:
-        """Drop those that ended before a moment."""
+        """Drop those that ended before a moment, some at a time. A damaged row may not have."""
         ended = operations.c.state.not_in([str(s) for s in OPEN]), operations.c.updated_at < before
         with writing(self._engine) as connection:
-            connection.execute(delete(operations).where(*ended))
+            found = connection.execute(select(operations).where(*ended).limit(AT_ONCE)).mappings()
+            ids = [row["id"] for row in found if row_problem(operations, row) is None]
+            if ids:  # what has ended does not change any more
+                connection.execute(delete(operations).where(operations.c.id.in_(ids)))
+
+
+def _all(connection: Connection, query: Select[Any]) -> list[Operation]:
+    found = connection.execute(query).mappings()
+    return [_read(sound(connection, operations, row)) for row in found]
 
 
 def _read(row: RowMapping) -> Operation:

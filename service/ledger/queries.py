@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select, tuple_
 
 from service.ledger import rows
+from service.ledger.checksums import sound
 from service.ledger.records import AuditEntry, Fact, FactState, Snapshot, StoredFact, Version, VersionKind
 from service.ledger.tables import audit, changes, facts, snapshots, versions
 
@@ -124,7 +125,10 @@ def last_snapshot(connection: Connection) -> Snapshot | None:
     """The newest snapshot."""
     query = select(snapshots).order_by(snapshots.c.version.desc()).limit(1)
     row = connection.execute(query).mappings().first()
-    return None if row is None else Snapshot(row["version"], row["blob"], row["chain"], row["created_at"])
+    if row is None:
+        return None
+    sound(connection, snapshots, row)
+    return Snapshot(row["version"], row["blob"], row["chain"], row["created_at"])
 
 
 def needed_blobs(connection: Connection) -> set[str]:

@@ -1,6 +1,7 @@
 """The tables. Rows of history are only ever added: what a version was cannot change.
 
-Alembic makes them (`migrations`); a test holds the two to each other.
+Alembic makes them (`migrations`); a test holds the two to each other. A row that is not part of a chain of
+hashes has a `checksum` (`checksums`).
 """
 
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, MetaData, Table, Text
@@ -51,6 +52,7 @@ idempotency = Table(
     # The answer is made of what was born in it.
     Column("version", Integer, ForeignKey("versions.version"), nullable=False),
     Column("created_at", Text, nullable=False),
+    Column("checksum", Text, nullable=False),
 )
 
 operations = Table(
@@ -65,6 +67,7 @@ operations = Table(
     Column("owner", Text, nullable=False),  # the process that works on it
     Column("created_at", Text, nullable=False, index=True),
     Column("updated_at", Text, nullable=False),
+    Column("checksum", Text, nullable=False),
 )
 
 api_keys = Table(
@@ -79,6 +82,7 @@ api_keys = Table(
     Column("created_at", Text, nullable=False),
     Column("expires_at", Text),
     Column("revoked_at", Text),
+    Column("checksum", Text, nullable=False),
 )
 
 audit = Table(
@@ -101,4 +105,5 @@ snapshots = Table(
     Column("blob", Text, nullable=False),
     Column("chain", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    Column("checksum", Text, nullable=False),
 )

@@ -9,6 +9,8 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from service.commands import OnConflict
 from service.fact_requests import add_command
 from service.garbage import collect
 from service.host import Host
-from service.ledger import ANONYMOUS, Ledger
+from service.ledger import ANONYMOUS, Ledger, sqlite_url
 from service.schemas.facts import FactIn
 from service.storage import DiskFull
 from tests.service.conftest import OpenHost, client_of, fake
@@ -53,6 +55,19 @@ def taught(host_of: OpenHost) -> Host:
 
 def known(host: Host) -> list[str]:
     return sorted(fake(host).bank.sentences(host.version))
+
+
+def rewritten(archive: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """The archive with other content in its files."""
+    with tarfile.open(archive) as opened:
+        members = {member.name: opened.extractfile(member) for member in opened}
+        contents = {name: file.read() for name, file in members.items() if file is not None}
+    with tarfile.open(archive, "w") as made:
+        for name, content in contents.items():
+            data = change(name, content)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            made.addfile(member, io.BytesIO(data))
 
 
 def test_sound_ledger_is_verified_beside_its_server(taught: Host, data: Path) -> None:
@@ -102,7 +117,7 @@ def test_archive_brings_back_everything(
     assert (archive.stat().st_mode & 0o077) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "blob", "row", "noise", "format"])
+@pytest.mark.parametrize("damage", ["cut", "blob", "row", "key", "column", "noise", "format"])
 def test_damaged_archive_changes_nothing(taught: Host, data: Path, tmp_path: Path, damage: str) -> None:
     archive, elsewhere = tmp_path / "backup.tar", tmp_path / "elsewhere"
     npt("export", archive, "--data", data)
@@ -112,7 +127,13 @@ def test_damaged_archive_changes_nothing(taught: Host, data: Path, tmp_path: Pat
     elif damage == "noise":
         content = os.urandom(len(content))
     else:
-        sought = {"blob": b"fact_", "row": b"The sky", "format": b'{"format": 1'}[damage]
+        sought = {
+            "blob": b"fact_",
+            "row": b"The sky",
+            "key": b'"digest": "1',
+            "column": b'"digest',
+            "format": b'{"format": 2',
+        }[damage]
         if damage == "blob":
             with tarfile.open(archive) as opened:
                 at = next(m for m in opened if m.name.startswith("blobs/")).offset_data + 20
@@ -124,6 +145,41 @@ def test_damaged_archive_changes_nothing(taught: Host, data: Path, tmp_path: Pat
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
     assert npt("verify", "--data", elsewhere).stdout.endswith("0 versions and 0 blobs are sound\n")
+
+
+def without_checksums(name: str, content: bytes) -> bytes:
+    """As the first release wrote it."""
+    if name == "manifest.json":
+        return content.replace(b'"format": 2', b'"format": 1')
+    if not name.startswith("rows/"):
+        return content
+    rows = [json.loads(line) for line in content.splitlines()]
+    kept = [{column: value for column, value in row.items() if column != "checksum"} for row in rows]
+    return "".join(json.dumps(row) + "\n" for row in kept).encode()
+
+
+def test_archive_of_before_checksums_is_taken(taught: Host, data: Path, tmp_path: Path) -> None:
+    archive, elsewhere = tmp_path / "backup.tar", tmp_path / "elsewhere"
+    npt("compact", "--keep", "0", "--data", data)
+    npt("export", archive, "--data", data)
+    rewritten(archive, without_checksums)
+    done = npt("import", archive, "--data", elsewhere)
+    assert done.exit_code == 0, done.stderr
+    assert npt("verify", "--data", elsewhere).exit_code == 0
+    expected = [taught.ledger.find_key(ANONYMOUS, key) for key in ("sky", "sea", "sun")]
+    with closing(Ledger(sqlite_url(elsewhere / "ledger.db"))) as again:
+        assert [again.find_key(ANONYMOUS, key) for key in ("sky", "sea", "sun")] == expected
+        assert again.snapshot() == taught.ledger.snapshot()
+
+
+def test_archive_of_before_whose_rows_lack_a_column_is_refused(
+    taught: Host, data: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "backup.tar"
+    npt("export", archive, "--data", data)
+    rewritten(archive, lambda name, content: without_checksums(name, content).replace(b"digest", b"digesu"))
+    done = npt("import", archive, "--data", tmp_path / "elsewhere")
+    assert (done.exit_code, done.stderr) == (1, f"npt: {archive}: a row lacks column 'digest'\n")
 
 
 def test_archive_is_not_put_into_a_ledger_with_history(taught: Host, data: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -72,11 +72,16 @@ def prompts(count: int, longest: int = 90) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(params=[True, False], ids=["kernels", "torch"])
-def make_runner(request: pytest.FixtureRequest) -> Callable[..., Runner]:
-    """Runners by compiled kernels, and by what torch computes where there is no compiler."""
+def make_runner(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
+    """Runners by compiled kernels, with all threads; and by what torch computes where there is no compiler,
+    with one: without AVX-512 MKL rounds by how many rows each thread gets.
+    """
     if request.param and library() is None:
         skip_or_fail("kernels were not compiled: install a C compiler, then the project")
-    return partial(Runner, native=request.param)
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, 2) if request.param else 1)
+    yield partial(Runner, native=request.param)
+    torch.set_num_threads(before)
 
 
 def heard(stream: Stream, index: int = 0) -> list[int]:

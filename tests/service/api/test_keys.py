@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.routing import APIRoute
+from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
 from service.app import create_app
@@ -16,6 +17,8 @@ from service.cli.client import ClientError, connected
 from service.host import Host
 from service.ledger import Ledger, LedgerDamaged, sqlite_url, timestamp
 from service.ledger.api_keys import ApiKey, ApiKeys, Scope, matching
+from service.ledger.checksums import with_checksum
+from service.ledger.tables import api_keys
 from service.middleware.authentication import OPEN, OPEN_BELOW
 from service.storage import StorageFailed
 from service.stores import LEDGER_FILE
@@ -269,9 +272,11 @@ async def test_keys_that_cannot_be_read_again_stay_known(
     assert (await client.post("/generate", json={"prompt": "x"}, headers=headers)).status_code == 200
 
 
-def test_scopes_that_nobody_wrote_are_damage(host: Host, key_for: KeyFor) -> None:
+def test_scopes_that_nobody_knows_are_damage(host: Host, key_for: KeyFor) -> None:
     key_for(Scope.GENERATE)
     with host.ledger.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"generate!\"]'")
+        row = dict(connection.execute(select(api_keys)).mappings().one())
+        row = with_checksum(api_keys, row | {"scopes": '["generate!"]'})
+        connection.execute(update(api_keys).values(row))
     with pytest.raises(LedgerDamaged, match="scopes of an API key: 'generate!'"):
         ApiKeys(host.ledger).all()

@@ -47,14 +47,6 @@ def birth(number: int, parent: int, **more: Any) -> Change:
     return Change(parent, VersionKind.FACT, births=(new.id,), new_facts=(new,), **more)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path / "ledger.db")
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
     opened = Ledger(url)
