@@ -45,7 +45,7 @@ class Hook(BuildHookInterface):
             compile_kernels(compiler, source, flags, target)
             build_data["artifacts"].append(str(target.relative_to(self.root)))
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        build_data["tag"] = f"py3-none-linux_{platform.machine()}"  # no part of Python is compiled in
 
 
 def compile_kernels(compiler: str, source: Path, flags: str, target: Path) -> None:

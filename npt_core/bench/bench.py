@@ -116,7 +116,7 @@ def run_bench(
 
 
 def _conditions(model: Path, teacher: Path | None, runtime: Runtime) -> dict[str, Any]:
-    device = runtime.model.device
+    device, kernels = runtime.model.device, library() if supports(runtime.model) else None
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(runtime.model.dtype).removeprefix("torch."),
@@ -124,6 +124,7 @@ def _conditions(model: Path, teacher: Path | None, runtime: Runtime) -> dict[str
         "plain_llama": "the model without its adapters" if teacher is None else str(teacher),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "kernels": "torch's" if kernels is None else f"compiled, {kernels.unit}",
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load_average_before": os.getloadavg()[0],

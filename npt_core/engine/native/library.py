@@ -44,6 +44,7 @@ class Library:
     """
 
     def __init__(self, file: Path) -> None:
+        self.unit = file.stem.removeprefix("kernels-")
         # What takes long lets other threads go on; what does not would wait for them when it is done.
         long, short = ctypes.CDLL(str(file)), ctypes.PyDLL(str(file))
         self._product, self._attend = _typed(long, "product"), _typed(long, "attend")
