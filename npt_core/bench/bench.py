@@ -39,6 +39,8 @@ from npt_core.bench.rows import (
 from npt_core.bench.startup import measure_startup
 from npt_core.convert import convert_npt_to_llama
 from npt_core.engine import alone
+from npt_core.engine.native.library import library
+from npt_core.engine.native.operations import supports
 from npt_core.loading import Runtime, load_runtime
 from npt_core.model import NPTForCausalLM
 from npt_core.placement import Device, DType
