@@ -126,6 +126,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
         DiskFull: nothing was written.
         StorageFailed: whether it was written is not known, nor what the file holds.
         LedgerUnavailable: whether it was written is not known; the database will tell.
+        LedgerDamaged: nothing was written: a row that had to be read first cannot be.
     """
     try:
         with engine.execution_options(npt_write=True).begin() as connection:
@@ -137,6 +138,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
             raise DiskFull("no room to write the ledger") from error
         if _may_pass(engine, error):
             raise _unavailable(engine, error) from error
+        if not is_shared(engine) and _code(error) is None:  # the driver says so, not SQLite: text is no UTF-8
+            raise LedgerDamaged(ledger_name(engine), _line(error)) from error
         raise StorageFailed(f"cannot write the ledger: {error.orig}") from error
     except IntegrityError:
         raise
