@@ -11,7 +11,7 @@ ARGS ?=
 SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --data "$(DATA)"
 
 # Stamps: what is installed. requirements-dev.lock contains all of requirements.lock.
-KERNELS = hatch_build.py npt_core/engine/native/kernels.c
+KERNELS = hatch_build.py npt_core/native/kernels.c
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 

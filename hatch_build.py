@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path("npt_core", "engine", "native")
+FOLDER = Path("npt_core", "native")
 FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp -fPIC -Wall -Wextra"
 UNITS = {
     "x86_64": {
@@ -24,7 +24,7 @@ UNITS = {
     },
     "aarch64": {"generic": ""},
 }
-"""Options for each vector unit, by machine; `npt_core.engine.native.library` chooses one."""
+"""Options for each vector unit, by machine; `npt_core.native.library` chooses one."""
 
 
 class Hook(BuildHookInterface):

@@ -114,7 +114,8 @@ def load_runtime(
     placement = placed(device, dtype)
     folder = resolve_folder(source)
     model: Any = load_model(folder, dtype=placement.dtype, attn_implementation="sdpa")
-    model.to(placement.device).eval()
+    # Served and taught, not trained: what refines columns shall not keep the activations of all layers.
+    model.to(placement.device).eval().requires_grad_(False)
     tokenizer = load_tokenizer(folder)
     fingerprint = fingerprint_of(folder)
     kept = None if cache is None else kept_calibration(folder, cache)

@@ -1,6 +1,6 @@
 """Which column fires: the best one that a version sees and whose score exceeds its own threshold.
 
-Nearly always none does. So one product and one maximum over all columns ask whether any score exceeds
+Nearly always none does. So one product and its maximum over all columns ask whether any score exceeds
 even the smallest threshold, and only what does is looked at again: its score, summed in one way whatever
 else is in the batch or the bank, its own threshold, its lifetime.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank.rows import Rows
+from npt_core.native import compiled
 from npt_core.sharding import Share
 
 BLOCK = 16384
@@ -97,15 +98,25 @@ class ColumnTable(Rows):
         numbers of columns, block by block; the columns of a row ascend.
         """
         keys, least = self.parts[0].rows[:count].T, self.least - MARGIN
-        found = []
+        rows = (_largest(key, keys) > least).nonzero()[:, 0] if count else ()
+        if not len(rows):
+            return []
+        promising, found = key[rows], []
         for first in range(0, count, BLOCK):
-            scores = key @ keys[:, first : first + BLOCK]
-            promising = scores.amax(-1) > least
-            if promising.any():
-                rows = promising.nonzero()[:, 0]
-                at, columns = (scores[rows] > least).nonzero(as_tuple=True)
+            scores = promising @ keys[:, first : first + BLOCK]
+            at, columns = (scores > least).nonzero(as_tuple=True)
+            if len(at):
                 found.append((rows[at], columns + first))
         return found
+
+
+def _largest(key: Tensor, keys: Tensor) -> Tensor:
+    """The best score of each row of `key` `[rows, p]` among all of `keys` `[p, n]`, `[rows]`."""
+    kernels = compiled()
+    if kernels is not None and len(keys) <= kernels.widest and keys.stride(1) == 1:
+        return kernels.largest(key.contiguous(), keys)
+    blocks = range(0, keys.shape[1], BLOCK)
+    return torch.stack([(key @ keys[:, first : first + BLOCK]).amax(-1) for first in blocks]).amax(0)
 
 
 def best_columns(

@@ -39,8 +39,7 @@ from npt_core.bench.rows import (
 from npt_core.bench.startup import measure_startup
 from npt_core.convert import convert_npt_to_llama
 from npt_core.engine import alone
-from npt_core.engine.native.library import library
-from npt_core.engine.native.operations import supports
+from npt_core.engine.kernels import library_for
 from npt_core.loading import Runtime, load_runtime
 from npt_core.model import NPTForCausalLM
 from npt_core.placement import Device, DType
@@ -118,7 +117,7 @@ def run_bench(
 
 
 def _conditions(model: Path, teacher: Path | None, runtime: Runtime) -> dict[str, Any]:
-    device, kernels = runtime.model.device, library() if supports(runtime.model) else None
+    device, kernels = runtime.model.device, library_for(runtime.model)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(runtime.model.dtype).removeprefix("torch."),

@@ -31,13 +31,16 @@ def refine(
     scale = torch.cat([v.detach().flatten() for v in values.values()]).square().mean().sqrt()
     optimizer = torch.optim.Adam(values.values(), lr=LEARNING_RATE * float(scale))
     ids = right_padded([p.student for p in probes]).to(model.device)
-    targets = _answers(ids, probes)
+    answers = _answers(ids, probes)
+    # The token before each of an answer's gives it: nothing else needs scores, which are the largest tensors.
+    asked = answers[:, 1:] >= 0
+    targets = answers[:, 1:][asked]
     for _ in range(steps):
         trial = Bank(model, whitening)
         trial.publish(1, {"trial": _with_values(weights, values)})
         with plastic(model, trial.layers), torch.enable_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            loss = F.cross_entropy(model.lm_head(hidden[asked]), targets)
         if not loss.requires_grad:  # No column fires on any probe: there is nothing to refine.
             return weights
         # A layer's columns may fire nowhere, or only under others': their gradient is None.
@@ -49,8 +52,8 @@ def refine(
 
 
 def _answers(ids: Tensor, probes: Sequence[AlignedProbe]) -> Tensor:
-    """`ids` with everything but the answer tokens replaced by -100."""
-    targets = torch.full_like(ids, -100)
+    """`ids` with everything but the answer tokens replaced by -1."""
+    targets = torch.full_like(ids, -1)
     for row, probe in enumerate(probes):
         end = len(probe.student)
         targets[row, end - probe.answer : end] = ids[row, end - probe.answer : end]

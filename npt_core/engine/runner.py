@@ -10,13 +10,12 @@ from torch import Tensor
 from npt_core.engine.attention import KeyValues
 from npt_core.engine.batch import Batch
 from npt_core.engine.forward import Forward, RotaryAttention, nothing
-from npt_core.engine.kernels import Kernels
-from npt_core.engine.native.attention import NativeAttention
-from npt_core.engine.native.library import Library, library
-from npt_core.engine.native.operations import native_kernels, supports
+from npt_core.engine.kernels import Kernels, library_for
+from npt_core.engine.native_attention import NativeAttention
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
+from npt_core.native import Library
 
 PAGES = 1024
 
@@ -36,7 +35,7 @@ class Runner:
 
     def __init__(self, model: Any, num_pages: int = PAGES, native: bool = True) -> None:
         config, attention = model.config, model.model.layers[0].self_attn
-        compiled = library() if native and supports(model) else None
+        compiled = library_for(model) if native else None
         self.num_pages, self.page_size = num_pages, PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
         self.num_tokens: int = config.vocab_size
@@ -57,7 +56,7 @@ class Runner:
         weights, memory = self._weights, self.memory
         if compiled is not None:
             attention = NativeAttention(compiled, memory, weights, heads, scale)
-            return Forward(weights, attention, native_kernels(compiled))
+            return Forward(weights, attention, Kernels.native(compiled))
         kernels = Kernels.plain(weights.activation)
         return Forward(weights, RotaryAttention(memory, weights, kernels, heads), kernels)
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from npt_core.engine.native.library import Library
-from npt_core.engine.native.panels import Panels
 from npt_core.layers import Modulation
+from npt_core.native import Library, Panels
 
 MIN_ROWS = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 MAX_ROWS = 128

@@ -37,3 +37,8 @@ def test_a_calibration_of_its_own_needs_no_cache(checkpoint: Path, tmp_path: Pat
     runtime = load_runtime(checkpoint, cache=tmp_path / "cache")
     assert runtime.fingerprint == fingerprint_of(checkpoint)
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_served_is_not_trained(checkpoint: Path) -> None:
+    """Gradients of columns' values would otherwise keep the activations of all layers: 300 MB."""
+    assert not any(parameter.requires_grad for parameter in load_runtime(checkpoint).model.parameters())

@@ -26,8 +26,8 @@ from npt_core.engine import (
     TokenEvent,
     UnsupportedModel,
 )
-from npt_core.engine.native.library import library
 from npt_core.model import NPTForCausalLM
+from npt_core.native import compiled
 from tests.conftest import TINY
 from tests.npt_core.helpers import awakened, by_transformers, mixed_npt
 from tests.programs import skip_or_fail
@@ -76,7 +76,7 @@ def make_runner(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner
     """Runners by compiled kernels, with all threads; and by what torch computes where there is no compiler,
     with one: without AVX-512 MKL rounds by how many rows each thread gets.
     """
-    if request.param and library() is None:
+    if request.param and compiled() is None:
         skip_or_fail("kernels were not compiled: install a C compiler, then the project")
     before = torch.get_num_threads()
     torch.set_num_threads(max(before, 2) if request.param else 1)

@@ -6,7 +6,7 @@ from typing import Self
 from torch import Tensor
 from torch.nn import functional as F
 
-from npt_core.engine.native.library import Library
+from npt_core.native.library import Library
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from torch import Tensor
 from npt_core.engine.attention import KeyValues
 from npt_core.engine.batch import Batch, PageTables
 from npt_core.engine.forward import Attend
-from npt_core.engine.native.library import Library
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.weights import ModelWeights
+from npt_core.native import Library
 
 
 class NativeAttention:

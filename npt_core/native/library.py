@@ -23,6 +23,7 @@ UNITS = {"AVX512": "avx512", "AVX2": "avx2"}
 
 _SIGNATURES: dict[str, list[Any]] = {
     "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
+    "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int32],
     "attend": [
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int32),
@@ -37,7 +38,8 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 
 class Library:
-    """The kernels in `file`; float32, on a CPU. Shapes are checked by nobody: a wrong one writes anywhere.
+    """The kernels in `file`; float32, on a CPU. Numbers of a row lie side by side, and rows, unless said
+    otherwise, one after the other. Nobody checks that, nor shapes: what does not fit is written anywhere.
 
     Raises:
         OSError: it cannot be loaded.
@@ -47,10 +49,14 @@ class Library:
         self.unit = file.stem.removeprefix("kernels-")
         # What takes long lets other threads go on; what does not would wait for them when it is done.
         long, short = ctypes.CDLL(str(file)), ctypes.PyDLL(str(file))
-        self._product, self._attend = _typed(long, "product"), _typed(long, "attend")
+        self._product, self._largest, self._attend = (
+            _typed(long, name) for name in ("product", "largest", "attend")
+        )
         self._rotate, self._norm, self._gate = (_typed(short, name) for name in ("rotate", "norm", "gate"))
         self.panel: int = long.npt_panel()
         """Columns of a panel of `product`."""
+        self.widest: int = long.npt_widest()
+        """The most dimensions of `largest`."""
 
     def product(self, x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
         """`x` `[rows, in]` times `panels` `[ceil(out / panel), in, panel]`, `[rows, out]`."""
@@ -61,6 +67,25 @@ class Library:
             y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return y
+
+    def largest(self, q: Tensor, keys: Tensor) -> Tensor:
+        """The maximum of each row of `q` `[rows, p]` times `keys` `[p, n]`, `[rows]`; `p` is at most
+        `widest`, and numbers in a row of `keys` lie side by side.
+        """
+        rows, width = q.shape
+        threads = torch.get_num_threads()
+        best = q.new_empty(threads, rows)
+        self._largest(
+            q.data_ptr(),
+            rows,
+            width,
+            keys.data_ptr(),
+            keys.stride(0),
+            keys.shape[1],
+            best.data_ptr(),
+            threads,
+        )
+        return best.amax(0)
 
     def attend(
         self,
@@ -143,7 +168,7 @@ class Library:
 
 
 @cache
-def library() -> Library | None:
+def compiled() -> Library | None:
     """The kernels for the vector unit that torch computes with here, if they were compiled."""
     unit = UNITS.get(torch.backends.cpu.get_cpu_capability(), "generic")
     file = FOLDER / f"kernels-{unit}.so"

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import npt_core.native.library as native
 from npt_core.engine.kernels import gated, rotated
-from npt_core.engine.native import library as native
-from npt_core.engine.native.library import Library
-from npt_core.engine.native.panels import Panels
 from npt_core.layers import Modulation
+from npt_core.native import Library, Panels
 from tests.programs import skip_or_fail
 
 COMPILED = ("generic", "avx2", "avx512") if platform.machine() == "x86_64" else ("generic",)
@@ -29,10 +28,10 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 @pytest.fixture(params=RUNNABLE)
 def library(request: pytest.FixtureRequest) -> Library:
-    return Library(compiled(request.param))
+    return Library(file_of(request.param))
 
 
-def compiled(unit: str) -> Path:
+def file_of(unit: str) -> Path:
     file = native.FOLDER / f"kernels-{unit}.so"
     if not file.is_file():
         skip_or_fail(f"{file.name} was not compiled: install a C compiler, then the project")
@@ -41,7 +40,7 @@ def compiled(unit: str) -> Path:
 
 @pytest.mark.parametrize("unit", COMPILED)
 def test_kernels_of_other_processors_can_be_loaded(unit: str) -> None:
-    assert Library(compiled(unit)).panel == {"generic": 8, "avx2": 16, "avx512": 32}[unit]
+    assert Library(file_of(unit)).panel == {"generic": 8, "avx2": 16, "avx512": 32}[unit]
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(320, 1920), (64, 40), (2100, 72), (7, 1)])
@@ -60,6 +59,16 @@ def test_products_equal_torch_and_no_row_depends_on_others(
     # Rows that do not lie one after the other.
     assert torch.equal(panels.times(x[::2], bias), whole[::2])
     assert panels.times(x[:0], bias).shape == (0, outputs)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 200, 5000])
+def test_largest_scores_equal_those_of_all(library: Library, count: int) -> None:
+    """Also where keys begin a larger room, in which anything lies behind them."""
+    q, room = noise(1, 27, 64), noise(2, 64, count + 40)
+    room[:, count:] = float("inf")
+    for rows in (1, 6, 13, 27):
+        found = library.largest(q[:rows], room[:, :count])
+        torch.testing.assert_close(found, (q[:rows] @ room[:, :count]).amax(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_threads_change_no_bit(library: Library) -> None:
@@ -185,10 +194,10 @@ def test_without_kernels_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(native, "FOLDER", tmp_path)
-    assert native.library.__wrapped__() is None
+    assert native.compiled.__wrapped__() is None
     assert "no compiled kernels" in caplog.text
     for unit in COMPILED:
         (tmp_path / f"kernels-{unit}.so").write_text("not a library")
     caplog.clear()
-    assert native.library.__wrapped__() is None
+    assert native.compiled.__wrapped__() is None
     assert "slower" in caplog.text

@@ -1,9 +1,10 @@
-/* A step of the engine on a CPU, in float32: products, attention over pages, and what lies between them.
+/* A step of the engine on a CPU, in float32: products, attention over pages, what lies between them, and the
+ * search of the bank.
  *
  * Every number is computed by one fixed sequence of operations, whatever the other rows of the batch are
  * and however many threads share the work: a row's bits depend on the row alone.
  *
- * Compiled once for each kind of vector unit (see hatch_build.py); `kernels.py` chooses. Threads are those of
+ * Compiled once for each kind of vector unit (see hatch_build.py); `library.py` chooses. Threads are those of
  * the OpenMP that torch has loaded, so that there is one team of them: link with no OpenMP of its own.
  */
 #include <math.h>
@@ -23,6 +24,8 @@
 #endif
 #define PANEL (2 * LANES)
 #define DEPTH 1024 /* inputs of a panel that are read again and again from the second cache */
+#define BLOCK 4 /* panels of keys that are searched at a time */
+#define WIDEST 128 /* dimensions of a key */
 #define LITTLE 32768 /* operations below which a second thread costs more than it saves */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -97,6 +100,44 @@ void npt_product(const float *x, const int64_t x_row, const int64_t rows, const 
             for (int64_t j = p * PANEL; j < p * PANEL + width; j++) y[row * out + j] += bias[j];
     }
 }
+
+/* best [threads, rows]: the maximum over those of a thread of q [rows, width] times keys [width, count], whose rows
+ * are `key_row` apart; every thread has some. At most WIDEST wide. */
+void npt_largest(const float *q, const int64_t rows, const int64_t width, const float *keys, const int64_t key_row,
+                 const int64_t count, float *best, const int32_t threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        float *mine = best + omp_get_thread_num() * rows;
+        for (int64_t row = 0; row < rows; row++) mine[row] = -INFINITY;
+        /* Keys of a block are copied: as far apart as they lie, they would push each other out of the cache. */
+        float block[BLOCK * PANEL * WIDEST], scores[TILE_ROWS * PANEL];
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < count; first += BLOCK * PANEL) {
+            const int64_t columns = count - first < BLOCK * PANEL ? count - first : BLOCK * PANEL;
+            for (int64_t k = 0; k < width; k++)
+                for (int64_t j = 0; j < columns; j += PANEL) {
+                    const int64_t some = columns - j < PANEL ? columns - j : PANEL;
+                    memcpy(block + j * width + k * PANEL, keys + k * key_row + first + j, 4 * some);
+                }
+            for (int64_t j = 0; j < columns; j += PANEL) {
+                const int64_t some = columns - j < PANEL ? columns - j : PANEL;
+                for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+                    const int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+                    tiles(n, q + row * width, width, block + j * width, width, scores, PANEL, 1);
+                    for (int r = 0; r < n; r++) {
+                        float most = mine[row + r];
+#pragma omp simd reduction(max : most)
+                        for (int64_t c = 0; c < some; c++)
+                            most = scores[r * PANEL + c] > most ? scores[r * PANEL + c] : most;
+                        mine[row + r] = most;
+                    }
+                }
+            }
+        }
+    }
+}
+
+int32_t npt_widest(void) { return WIDEST; }
 
 /* e^x within 2 units in the last place; x above 88 counts as 88. After Cephes (S. Moshier), `expf`. */
 static inline __attribute__((always_inline)) float exponential(float x) {

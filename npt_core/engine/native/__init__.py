@@ -1,1 +1,0 @@
-"""Steps on a CPU by compiled kernels: what `kernels.c` computes, in the places of torch's operations."""
