@@ -53,10 +53,10 @@ class PlasticLayer:
         self.share = share
         width = 0 if whitening is None else whitening.projection.shape[1]
 
-        def none(*row: int, transposed: bool = False) -> Vector:
-            return Vector.of(like.new_zeros(0, *row, dtype=torch.float32), transposed)
+        def none(*row: int) -> Vector:
+            return Vector.of(like.new_zeros(0, *row, dtype=torch.float32))
 
-        self.columns = ColumnTable.of((none(width, transposed=True), none(d_model), none()))
+        self.columns = ColumnTable.of((none(width), none(d_model), none()))
         held = d_ffn if share is None else share.width
         self.widths: dict[Site, tuple[int, int]] = {
             "gate_proj": (d_ffn, d_model),

@@ -97,13 +97,13 @@ class ColumnTable(Rows):
         """Where the scores of the first `count` columns reach the smallest threshold: rows of `key` and
         numbers of columns, block by block; the columns of a row ascend.
         """
-        keys, least = self.parts[0].rows[:count].T, self.least - MARGIN
+        keys, least = self.parts[0].rows[:count], self.least - MARGIN
         rows = (_largest(key, keys) > least).nonzero()[:, 0] if count else ()
         if not len(rows):
             return []
         promising, found = key[rows], []
         for first in range(0, count, BLOCK):
-            scores = promising @ keys[:, first : first + BLOCK]
+            scores = promising @ keys[first : first + BLOCK].T
             at, columns = (scores > least).nonzero(as_tuple=True)
             if len(at):
                 found.append((rows[at], columns + first))
@@ -111,12 +111,11 @@ class ColumnTable(Rows):
 
 
 def _largest(key: Tensor, keys: Tensor) -> Tensor:
-    """The best score of each row of `key` `[rows, p]` among all of `keys` `[p, n]`, `[rows]`."""
+    """The best score of each row of `key` `[rows, p]` among all of `keys` `[n, p]`, `[rows]`."""
     kernels = compiled()
-    if kernels is not None and len(keys) <= kernels.widest and keys.stride(1) == 1:
-        return kernels.largest(key.contiguous(), keys)
-    blocks = range(0, keys.shape[1], BLOCK)
-    return torch.stack([(key @ keys[:, first : first + BLOCK]).amax(-1) for first in blocks]).amax(0)
+    if kernels is not None and keys.shape[1] <= kernels.widest:
+        return kernels.largest(key.contiguous(), keys.contiguous())
+    return torch.stack([(key @ block.T).amax(-1) for block in keys.split(BLOCK)]).amax(0)
 
 
 def best_columns(

@@ -100,7 +100,7 @@ class Rows:
         kept = (~gone).nonzero()[:, 0]
 
         def only(vector: Vector) -> Vector:
-            return Vector.of(vector.rows[:0], vector.transposed).extended(vector.rows[kept])
+            return Vector.of(vector.rows[:0]).extended(vector.rows[kept])
 
         return replace(
             self,

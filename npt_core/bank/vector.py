@@ -27,10 +27,9 @@ class _Store:
 
     @classmethod
     @torch.inference_mode(False)
-    def like(cls, rows: Tensor, capacity: int, transposed: bool) -> Self:
+    def like(cls, rows: Tensor, capacity: int) -> Self:
         """An empty store; memory that is not written yet is not taken yet, on most systems."""
-        shape = [capacity, *rows.shape[1:]]
-        return cls(rows.new_empty(shape[::-1]).T if transposed else rows.new_empty(shape), 0)
+        return cls(rows.new_empty(capacity, *rows.shape[1:]), 0)
 
     def take(self, rows: Tensor, stop: int) -> None:
         """Copy `rows` up to `stop`, from where the last copy ended."""
@@ -41,20 +40,15 @@ class _Store:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`n` rows, immutable; a longer vector that was made of this one shares its memory.
-
-    With `transposed`, rows (`[n, p]` then) lie side by side in memory: `rows.T` is what a product reads
-    fastest.
-    """
+    """`n` rows, immutable; a longer vector that was made of this one shares its memory."""
 
     rows: Tensor  # [n, ...]
-    transposed: bool
     _store: _Store
 
     @classmethod
-    def of(cls, rows: Tensor, transposed: bool = False) -> Self:
+    def of(cls, rows: Tensor) -> Self:
         """Holds `rows` as they are; the first extension copies them."""
-        return cls(rows, transposed, _Store(rows, len(rows)))
+        return cls(rows, _Store(rows, len(rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,13 +73,13 @@ class Vector:
         store.data[count:total] = new
         store.used = total
         self._prepare(store, len(new))
-        return type(self)(store.data[:total], self.transposed, store)
+        return type(self)(store.data[:total], store)
 
     def _roomier(self, total: int) -> _Store:
         store, prepared = self._store, self._store.following
         if prepared is None or store.used != len(self) or total > len(prepared.data):
             capacity = max(LEAST_CAPACITY, 1 << (total - 1).bit_length())
-            prepared = _Store.like(self.rows, capacity, self.transposed)
+            prepared = _Store.like(self.rows, capacity)
         else:
             store.following = None  # Whoever extends this vector again finds its own.
         prepared.take(self.rows, len(self))
@@ -96,5 +90,5 @@ class Vector:
         if len(store.data) < AHEAD or 2 * store.used <= len(store.data):
             return
         if store.following is None:
-            store.following = _Store.like(store.data, 2 * len(store.data), self.transposed)
+            store.following = _Store.like(store.data, 2 * len(store.data))
         store.following.take(store.data, min(store.following.used + 2 * added, store.used))

@@ -24,7 +24,6 @@
 #endif
 #define PANEL (2 * LANES)
 #define DEPTH 1024 /* inputs of a panel that are read again and again from the second cache */
-#define BLOCK 4 /* panels of keys that are searched at a time */
 #define WIDEST 128 /* dimensions of a key */
 #define LITTLE 32768 /* operations below which a second thread costs more than it saves */
 
@@ -101,36 +100,54 @@ void npt_product(const float *x, const int64_t x_row, const int64_t rows, const 
     }
 }
 
-/* best [threads, rows]: the maximum over those of a thread of q [rows, width] times keys [width, count], whose rows
- * are `key_row` apart; every thread has some. At most WIDEST wide. */
-void npt_largest(const float *q, const int64_t rows, const int64_t width, const float *keys, const int64_t key_row,
-                 const int64_t count, float *best, const int32_t threads) {
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t order __attribute__((vector_size(16)));
+
+/* panel [width, PANEL] from the first `some` of its columns [some, width]; the others stay as they are. */
+static void transpose(const float *from, const int64_t some, const int64_t width, float *panel) {
+    const int64_t whole = some & ~3, wide = width & ~3;
+    for (int64_t c = 0; c < whole; c += 4)
+        for (int64_t k = 0; k < wide; k += 4) {
+            const float *at = from + c * width + k;
+            /* Two panels ahead, each line of 16 floats of the four columns once. */
+            __builtin_prefetch(at + (2 * PANEL + k % 16 / 4) * width);
+            const four a = *(const four *)at, b = *(const four *)(at + width), d = *(const four *)(at + 2 * width),
+                       e = *(const four *)(at + 3 * width);
+            const order low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
+            const four ab = __builtin_shuffle(a, b, low), de = __builtin_shuffle(d, e, low);
+            const four ba = __builtin_shuffle(a, b, high), ed = __builtin_shuffle(d, e, high);
+            float *to = panel + k * PANEL + c;
+            *(four *)to = __builtin_shuffle(ab, de, left);
+            *(four *)(to + PANEL) = __builtin_shuffle(ab, de, right);
+            *(four *)(to + 2 * PANEL) = __builtin_shuffle(ba, ed, left);
+            *(four *)(to + 3 * PANEL) = __builtin_shuffle(ba, ed, right);
+        }
+    for (int64_t c = 0; c < some; c++)
+        for (int64_t k = c < whole ? wide : 0; k < width; k++) panel[k * PANEL + c] = from[c * width + k];
+}
+
+/* best [threads, rows]: the maximum over those of a thread of q [rows, width] times keys [count, width]; every thread
+ * has some. At most WIDEST wide. */
+void npt_largest(const float *q, const int64_t rows, const int64_t width, const float *keys, const int64_t count,
+                 float *best, const int32_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         float *mine = best + omp_get_thread_num() * rows;
         for (int64_t row = 0; row < rows; row++) mine[row] = -INFINITY;
-        /* Keys of a block are copied: as far apart as they lie, they would push each other out of the cache. */
-        float block[BLOCK * PANEL * WIDEST], scores[TILE_ROWS * PANEL];
+        float panel[PANEL * WIDEST], scores[TILE_ROWS * PANEL];
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < count; first += BLOCK * PANEL) {
-            const int64_t columns = count - first < BLOCK * PANEL ? count - first : BLOCK * PANEL;
-            for (int64_t k = 0; k < width; k++)
-                for (int64_t j = 0; j < columns; j += PANEL) {
-                    const int64_t some = columns - j < PANEL ? columns - j : PANEL;
-                    memcpy(block + j * width + k * PANEL, keys + k * key_row + first + j, 4 * some);
-                }
-            for (int64_t j = 0; j < columns; j += PANEL) {
-                const int64_t some = columns - j < PANEL ? columns - j : PANEL;
-                for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-                    const int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-                    tiles(n, q + row * width, width, block + j * width, width, scores, PANEL, 1);
-                    for (int r = 0; r < n; r++) {
-                        float most = mine[row + r];
+        for (int64_t first = 0; first < count; first += PANEL) {
+            const int64_t some = count - first < PANEL ? count - first : PANEL;
+            transpose(keys + first * width, some, width, panel);
+            for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+                const int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+                tiles(n, q + row * width, width, panel, width, scores, PANEL, 1);
+                for (int r = 0; r < n; r++) {
+                    float most = mine[row + r];
 #pragma omp simd reduction(max : most)
-                        for (int64_t c = 0; c < some; c++)
-                            most = scores[r * PANEL + c] > most ? scores[r * PANEL + c] : most;
-                        mine[row + r] = most;
-                    }
+                    for (int64_t c = 0; c < some; c++)
+                        most = scores[r * PANEL + c] > most ? scores[r * PANEL + c] : most;
+                    mine[row + r] = most;
                 }
             }
         }

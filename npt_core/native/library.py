@@ -23,7 +23,7 @@ UNITS = {"AVX512": "avx512", "AVX2": "avx2"}
 
 _SIGNATURES: dict[str, list[Any]] = {
     "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
-    "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int32],
+    "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32],
     "attend": [
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int32),
@@ -69,22 +69,13 @@ class Library:
         return y
 
     def largest(self, q: Tensor, keys: Tensor) -> Tensor:
-        """The maximum of each row of `q` `[rows, p]` times `keys` `[p, n]`, `[rows]`; `p` is at most
-        `widest`, and numbers in a row of `keys` lie side by side.
+        """The maximum of each row of `q` `[rows, p]` times each of `keys` `[n, p]`, `[rows]`; `p` is at most
+        `widest`.
         """
         rows, width = q.shape
         threads = torch.get_num_threads()
         best = q.new_empty(threads, rows)
-        self._largest(
-            q.data_ptr(),
-            rows,
-            width,
-            keys.data_ptr(),
-            keys.stride(0),
-            keys.shape[1],
-            best.data_ptr(),
-            threads,
-        )
+        self._largest(q.data_ptr(), rows, width, keys.data_ptr(), len(keys), best.data_ptr(), threads)
         return best.amax(0)
 
     def attend(

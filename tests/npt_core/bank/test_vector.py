@@ -18,12 +18,10 @@ def _prepared_early() -> Iterator[None]:
         yield
 
 
-@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), max_size=30), st.booleans())
-def test_every_vector_keeps_its_rows_whatever_is_made_of_it(
-    steps: list[tuple[int, int]], transposed: bool
-) -> None:
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), max_size=30))
+def test_every_vector_keeps_its_rows_whatever_is_made_of_it(steps: list[tuple[int, int]]) -> None:
     """Extensions of any earlier vector (mostly the last), against plain concatenation."""
-    made = [(Vector.of(torch.zeros(0, 3), transposed), torch.zeros(0, 3))]
+    made = [(Vector.of(torch.zeros(0, 3)), torch.zeros(0, 3))]
     for number, (parent, count) in enumerate(steps):
         vector, rows = made[parent % len(made) if parent < 20 else -1]
         new = torch.full((count, 3), float(number))
@@ -63,12 +61,6 @@ def test_second_extension_of_a_vector_does_not_write_into_the_first() -> None:
     first, second = vector.extended(torch.tensor([2.0])), vector.extended(torch.tensor([3.0]))
     assert first.rows.tolist() == [1.0, 2.0]
     assert second.rows.tolist() == [1.0, 3.0]
-
-
-def test_transposed_rows_lie_side_by_side() -> None:
-    vector = Vector.of(torch.zeros(0, 3), transposed=True).extended(torch.ones(5, 3))
-    assert vector.rows.shape == (5, 3)
-    assert vector.rows.stride(0) == 1
 
 
 def test_gradients_reach_what_a_vector_was_extended_by() -> None:
