@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from npt_core.engine.attention import KeyValues
@@ -28,16 +27,14 @@ class NativeAttention:
 
     def attending(self, batch: Batch) -> Attend:
         """Attention of the rows of `batch`."""
-        tables = batch.tables
-        scratch = torch.empty(torch.get_num_threads(), self._heads * tables.longest)
-        return partial(self._attend, batch, tables, scratch)
+        return partial(self._attend, batch, batch.tables)
 
-    def _attend(self, batch: Batch, tables: PageTables, scratch: Tensor, layer: int, qkv: Tensor) -> Tensor:
+    def _attend(self, batch: Batch, tables: PageTables, layer: int, qkv: Tensor) -> Tensor:
         memory, weights = self._memory[layer], self._weights
         q = self._library.rotate(
             qkv.view(len(qkv), -1, self._width), self._heads, weights.cos, weights.sin, batch.positions,
             batch.slots, memory,
         )  # fmt: skip
         places = tables.pages, tables.starts, tables.lengths
-        mixed = self._library.attend(q, memory, places, PAGE, self._groups, self._scale, scratch)
+        mixed = self._library.attend(q, memory, places, PAGE, self._groups, self._scale, tables.longest)
         return mixed.view(len(q), -1)

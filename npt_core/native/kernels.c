@@ -24,6 +24,7 @@
 #endif
 #define PANEL (2 * LANES)
 #define DEPTH 1024 /* inputs of a panel that are read again and again from the second cache */
+#define TOGETHER 8 /* rows of a sequence for which keys are read at once */
 #define WIDEST 128 /* dimensions of a key */
 #define LITTLE 32768 /* operations below which a second thread costs more than it saves */
 
@@ -183,49 +184,59 @@ static inline __attribute__((always_inline)) float dot(const float *a, const flo
     return sum;
 }
 
-/* Where row `i` of a batch looks: `length` tokens in pages of `page` slots, `slot` floats from one to the next. */
+/* Rows that attend together: `count` consecutive tokens of a sequence, the last of which looks at `length` tokens, in
+ * pages of `page` slots, with `slot` floats from one to the next, and `row` floats from a query to the next. */
 struct view {
     const float *keys, *values;
     const int32_t *pages;
-    int64_t length, page, slot;
+    int64_t count, length, page, slot, row;
 };
 
-/* Heads of one row, `groups` of which share each of `kv_heads` keys and values: out [heads, width] =
- * softmax(scale q k) v. `scores` has room for [heads, length]. Keys are read once, in the order they lie in. */
-static inline __attribute__((always_inline)) void attend_row(const float *q, const struct view at,
-                                                             const int64_t kv_heads, const int64_t groups,
-                                                             const int64_t width, const float scale,
-                                                             float *scores, float *out) {
+/* The first row that looks at token `t`. */
+static inline int64_t first_row(const struct view at, const int64_t t) {
+    const int64_t first = t - at.length + at.count;
+    return first < 0 ? 0 : first;
+}
+
+/* Heads of each row, `groups` of which share each of `kv_heads` keys and values: out = softmax(scale q k) v. `scores` has
+ * room for [rows, heads, length]. Keys are read once for all rows, in the order they lie in; what a row adds up,
+ * and in which order, does not depend on the others. */
+static inline __attribute__((always_inline)) void attend_rows(const float *q, const struct view at,
+                                                              const int64_t kv_heads, const int64_t groups,
+                                                              const int64_t width, const float scale,
+                                                              float *scores, float *out) {
     const int64_t heads = kv_heads * groups;
-    for (int64_t first = 0; first < at.length; first += at.page) {
-        const float *k = at.keys + at.pages[first / at.page] * at.page * at.slot;
-        const int64_t end = at.length - first < at.page ? at.length : first + at.page;
-        for (int64_t t = first; t < end; t++, k += at.slot)
+    for (int64_t t = 0; t < at.length; t++) {
+        const float *k = at.keys + (at.pages[t / at.page] * at.page + t % at.page) * at.slot;
+        for (int64_t r = first_row(at, t); r < at.count; r++)
             for (int64_t shared = 0; shared < kv_heads; shared++)
                 for (int64_t h = shared * groups; h < (shared + 1) * groups; h++)
-                    scores[h * at.length + t] = scale * dot(q + h * width, k + shared * width, width);
+                    scores[(r * heads + h) * at.length + t] =
+                        scale * dot(q + r * at.row + h * width, k + shared * width, width);
     }
-    memset(out, 0, 4 * heads * width);
-    for (int64_t h = 0; h < heads; h++) {
-        float *score = scores + h * at.length, most = -INFINITY, sum = 0.0f;
-        for (int64_t t = 0; t < at.length; t++) most = score[t] > most ? score[t] : most;
+    for (int64_t r = 0; r < at.count; r++) {
+        const int64_t length = at.length - at.count + 1 + r;
+        memset(out + r * at.row, 0, 4 * heads * width);
+        for (int64_t h = 0; h < heads; h++) {
+            float *score = scores + (r * heads + h) * at.length, most = -INFINITY, sum = 0.0f;
+            for (int64_t t = 0; t < length; t++) most = score[t] > most ? score[t] : most;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t t = 0; t < at.length; t++) {
-            score[t] = exponential(score[t] - most);
-            sum += score[t];
-        }
-        const float share = 1.0f / sum;
+            for (int64_t t = 0; t < length; t++) {
+                score[t] = exponential(score[t] - most);
+                sum += score[t];
+            }
+            const float share = 1.0f / sum;
 #pragma omp simd
-        for (int64_t t = 0; t < at.length; t++) score[t] *= share;
+            for (int64_t t = 0; t < length; t++) score[t] *= share;
+        }
     }
-    for (int64_t first = 0; first < at.length; first += at.page) {
-        const float *v = at.values + at.pages[first / at.page] * at.page * at.slot;
-        const int64_t end = at.length - first < at.page ? at.length : first + at.page;
-        for (int64_t t = first; t < end; t++, v += at.slot)
+    for (int64_t t = 0; t < at.length; t++) {
+        const float *v = at.values + (at.pages[t / at.page] * at.page + t % at.page) * at.slot;
+        for (int64_t r = first_row(at, t); r < at.count; r++)
             for (int64_t shared = 0; shared < kv_heads; shared++)
                 for (int64_t h = shared * groups; h < (shared + 1) * groups; h++) {
-                    const float *value = v + shared * width, share = scores[h * at.length + t];
-                    float *to = out + h * width;
+                    const float *value = v + shared * width, share = scores[(r * heads + h) * at.length + t];
+                    float *to = out + r * at.row + h * width;
 #pragma omp simd
                     for (int64_t i = 0; i < width; i++) to[i] += share * value[i];
                 }
@@ -233,18 +244,25 @@ static inline __attribute__((always_inline)) void attend_row(const float *q, con
 }
 
 /* The usual widths are known when this is compiled, which makes it three times as fast. */
-static void attend_row_of(const float *q, const struct view at, const int64_t kv_heads, const int64_t groups,
-                          const int64_t width, const float scale, float *scores, float *out) {
+static void attend_rows_of(const float *q, const struct view at, const int64_t kv_heads, const int64_t groups,
+                           const int64_t width, const float scale, float *scores, float *out) {
     switch (width) {
-    case 64: attend_row(q, at, kv_heads, groups, 64, scale, scores, out); break;
-    case 128: attend_row(q, at, kv_heads, groups, 128, scale, scores, out); break;
-    default: attend_row(q, at, kv_heads, groups, width, scale, scores, out);
+    case 64: attend_rows(q, at, kv_heads, groups, 64, scale, scores, out); break;
+    case 128: attend_rows(q, at, kv_heads, groups, 128, scale, scores, out); break;
+    default: attend_rows(q, at, kv_heads, groups, width, scale, scores, out);
     }
 }
 
+int32_t npt_together(void) { return TOGETHER; }
+
+/* Whether `row` is the next token of the sequence of the row before it. */
+static inline int follows(const int64_t *starts, const int64_t *lengths, const int64_t row) {
+    return row > 0 && starts[row] == starts[row - 1] && lengths[row] == lengths[row - 1] + 1;
+}
+
 /* out [rows, heads, width] for q of that shape: row i attends to `lengths[i]` tokens in the pages from
- * `pages[starts[i]]` on, of keys and values [slots, heads / groups, width]. `scratch` is [threads, room],
- * with room for the scores of all heads of a row. */
+ * `pages[starts[i]]` on, of keys and values [slots, heads / groups, width]. `scratch` is [threads, room], with room for
+ * the scores of TOGETHER rows. */
 void npt_attend(const float *q, const float *keys, const float *values, const int32_t *pages,
                 const int64_t *starts, const int64_t *lengths, const int64_t page, const int64_t rows,
                 const int64_t heads, const int64_t groups, const int64_t width, const float scale, float *scratch,
@@ -255,11 +273,14 @@ void npt_attend(const float *q, const float *keys, const float *values, const in
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t item = 0; item < rows * parts; item++) {
         const int64_t row = item / parts, first = item % parts * part;
-        const struct view at = {keys + first * width, values + first * width, pages + starts[row], lengths[row],
-                                page, slot};
+        if (lengths[row] % TOGETHER && follows(starts, lengths, row)) continue; /* the row before takes it along */
+        int64_t last = row;
+        while (last + 1 < rows && lengths[last + 1] % TOGETHER && follows(starts, lengths, last + 1)) last++;
+        const struct view at = {keys + first * width, values + first * width, pages + starts[row], last - row + 1,
+                                lengths[last], page, slot, heads * width};
         const int64_t offset = (row * heads + first * groups) * width;
-        attend_row_of(q + offset, at, part, groups, width, scale, scratch + omp_get_thread_num() * room,
-                      out + offset);
+        attend_rows_of(q + offset, at, part, groups, width, scale, scratch + omp_get_thread_num() * room,
+                       out + offset);
     }
 }
 

@@ -55,6 +55,7 @@ class Library:
         self._rotate, self._norm, self._gate = (_typed(short, name) for name in ("rotate", "norm", "gate"))
         self.panel: int = long.npt_panel()
         """Columns of a panel of `product`."""
+        self._together: int = long.npt_together()
         self.widest: int = long.npt_widest()
         """The most dimensions of `largest`."""
 
@@ -86,14 +87,14 @@ class Library:
         page: int,
         groups: int,
         scale: float,
-        scratch: Tensor,
+        longest: int,
     ) -> Tensor:
         """Attention of `q` `[rows, heads, width]`, in that shape, over `memory`, the addresses of keys and
         values `[slots, heads / groups, width]`. `tables` are pages (int32), where those of each row start,
-        and over how many tokens each row looks (int64). `scratch` is `[threads, heads * longest]`.
+        and over how many tokens each row looks (int64), at most `longest`.
         """
-        rows, heads, width = q.shape
-        out, threads = torch.empty_like(q), min(torch.get_num_threads(), len(scratch))
+        (rows, heads, width), threads = q.shape, torch.get_num_threads()
+        out, scratch = torch.empty_like(q), q.new_empty(threads, self._together * heads * longest)
         self._attend(
             q.data_ptr(), *memory, *(table.data_ptr() for table in tables), page, rows, heads, groups, width,
             scale, scratch.data_ptr(), scratch.shape[1], out.data_ptr(), threads,

@@ -96,10 +96,9 @@ def attended(
     starts = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
     keys, values = (noise(i, page * len(order), kv_heads, width) for i in (2, 3))
     q = 2 * noise(4, len(lengths), heads, width)
-    scratch = torch.empty(torch.get_num_threads(), heads * max(lengths))
     tables = order, starts, torch.tensor(lengths)
     addresses = keys.data_ptr(), values.data_ptr()
-    found = library.attend(q, addresses, tables, page, groups, width**-0.5, scratch)
+    found = library.attend(q, addresses, tables, page, groups, width**-0.5, max(lengths))
     wanted = []
     for row, length in enumerate(lengths):
         pages = order[starts[row] : starts[row] + counts[row]].long()
@@ -116,13 +115,32 @@ def test_attention_equals_that_of_torch(library: Library, heads: int, groups: in
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", [0, 5, 16])
+def test_tokens_of_a_prompt_attend_together_as_each_alone(library: Library, start: int) -> None:
+    """Rows for which keys are read at once, up to a draft or another sequence."""
+    heads, width, end = 4, 64, 45
+    keys, values = noise(1, 48, 2, width), noise(2, 48, 2, width)
+    lengths = torch.tensor([*range(start + 1, end + 1), 30, 31, 31])
+    rows = len(lengths)
+    q, starts = noise(3, rows, heads, width), torch.tensor([0] * (rows - 3) + [0, 0, 1])
+    pages = torch.tensor([2, 0, 1], dtype=torch.int32)
+    addresses = keys.data_ptr(), values.data_ptr()
+    together = library.attend(q, addresses, (pages, starts, lengths), 16, 2, 0.125, end)
+    for row in range(rows):
+        tables = pages, starts[row : row + 1].clone(), lengths[row : row + 1].clone()
+        alone = library.attend(q[row : row + 1].clone(), addresses, tables, 16, 2, 0.125, end)
+        assert torch.equal(together[row], alone[0]), row
+
+
 def test_scores_may_be_far_apart(library: Library) -> None:
     """The softmax of what overflows without its maximum taken off, and of what underflows beside it."""
     keys = torch.tensor([[300.0], [-300.0], [299.0]])[:, :, None].expand(3, 1, 8).contiguous()
     values = torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 1, 8).contiguous()
     tables = torch.tensor([0], dtype=torch.int32), torch.tensor([0]), torch.tensor([3])
     addresses = keys.data_ptr(), values.data_ptr()
-    found = library.attend(torch.ones(1, 1, 8), addresses, tables, 16, 1, 0.125, torch.empty(1, 3))
+    found = library.attend(
+        torch.ones(1, 1, 8), addresses, tables, 16, 1, 0.125, torch.empty(1, 3 * library.together)
+    )
     wanted = torch.softmax(torch.tensor([300.0, -300.0, 299.0]), 0) @ torch.tensor([1.0, 2.0, 3.0])
     torch.testing.assert_close(found, wanted.expand(1, 1, 8))
 
@@ -185,7 +203,7 @@ def test_what_is_no_number_stays_in_its_row(library: Library) -> None:
     keys = noise(3, 16, 1, 64)
     tables = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), torch.full((4,), 9)
     addresses = keys.data_ptr(), keys.data_ptr()
-    mixed = library.attend(q, addresses, tables, 16, 1, 0.125, torch.empty(torch.get_num_threads(), 9))
+    mixed = library.attend(q, addresses, tables, 16, 1, 0.125, 9)
     assert mixed[2].isnan().all()
     assert mixed[[0, 1, 3]].isfinite().all()
 
