@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from npt_core.bank.rows import Rows
-from npt_core.native import compiled
+from npt_core.native import Panels, compiled
 from npt_core.sharding import Share
 
 BLOCK = 16384
@@ -49,8 +49,21 @@ class Whitening:
 
     def key(self, z: Tensor) -> Tensor:
         """Unit keys `[..., p]`, float32, of MLP activations `z` `[..., d_ffn]`."""
-        product = (z.float() - self.mean) @ self.projection
-        return F.normalize(product if self.share is None else self.share.total(product), dim=-1)
+        return F.normalize(self._projected(z.float() - self.mean), dim=-1)
+
+    def _projected(self, centred: Tensor) -> Tensor:
+        if self.share is not None:
+            return self.share.total(centred @ self.projection)
+        if self._panels is None or centred.requires_grad:
+            return centred @ self.projection
+        rows = centred.reshape(-1, centred.shape[-1])
+        return self._panels.times(rows).view(*centred.shape[:-1], self._panels.outputs)
+
+    @cached_property
+    def _panels(self) -> Panels | None:
+        """The projection as the compiled product reads it, if there is one."""
+        kernels = None if self.projection.is_cuda else compiled()
+        return None if kernels is None else Panels.of(kernels, self.projection.float())
 
 
 @dataclass(frozen=True, eq=False)

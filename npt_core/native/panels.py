@@ -25,6 +25,6 @@ class Panels:
         panels = wide.view(inputs, count, library.panel).transpose(0, 1).contiguous()
         return cls(library, panels, outputs)
 
-    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`[rows, in]` to `[rows, out]`: `x` times the matrix, plus `bias` `[out]`."""
         return self.library.product(x, self.panels, bias, self.outputs)
