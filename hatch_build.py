@@ -32,18 +32,23 @@ class Hook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and make of a wheel one for this platform."""
+        source = Path(self.root) / FOLDER / "kernels.c"
+        for old in source.parent.glob("kernels-*.so"):
+            old.unlink()
         units = UNITS.get(platform.machine(), {}) if sys.platform == "linux" else {}
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if compiler is None or not units:
-            self.app.display_warning(
-                "no C compiler for Linux: the engine will compute with torch's operations"
-            )
+            self.app.display_warning("no C compiler for Linux: the engine computes with torch's operations")
             return
-        source = Path(self.root) / FOLDER / "kernels.c"
-        for unit, flags in units.items():
-            target = source.with_name(f"kernels-{unit}.so")
-            compile_kernels(compiler, source, flags, target)
-            build_data["artifacts"].append(str(target.relative_to(self.root)))
+        made = {source.with_name(f"kernels-{unit}.so"): flags for unit, flags in units.items()}
+        try:
+            for target, flags in made.items():
+                compile_kernels(compiler, source, flags, target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            # Such as a compiler without the C library's headers: slower is better than not installed.
+            self.app.display_warning(f"no kernels, the engine computes with torch's operations: {error}")
+            return
+        build_data["artifacts"] += [str(target.relative_to(self.root)) for target in made]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"  # no part of Python is compiled in
 
