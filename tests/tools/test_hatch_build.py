@@ -31,9 +31,7 @@ def test_kernels_are_compiled_into_a_wheel_for_this_platform(
 ) -> None:
     if shutil.which("cc") is None:
         skip_or_fail("no C compiler")
-    monkeypatch.setitem(
-        hatch_build.UNITS, platform.machine(), {"generic": ""}
-    )  # one is enough
+    monkeypatch.setitem(hatch_build.UNITS, platform.machine(), {"generic": ""})  # one is enough
     data = built(tmp_path)
     (name,) = data["artifacts"]
     assert name == "npt_core/native/kernels-generic.so"
