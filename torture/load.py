@@ -5,11 +5,13 @@ server's metrics say, nothing is answered that is not documented, and memory sta
 import asyncio
 import json
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ JUDGED_S = 120.0
 GROWS_MIB, GROWS_MIB_A_MINUTE = 15.0, 3.0
 """In the second half of a run, whichever is more: 1.5 MiB a minute were seen where nothing leaks, and a heap
 that takes and gives back 30 MiB within minutes."""
+GROWN_MIB = 64.0
+"""From the warm-up to the end, however it came."""
 UNCOUNTED = {"/metrics", "/readyz", "/openapi.json"}
 """Asked by the harness itself."""
 Metric = tuple[str, ...]
@@ -368,7 +372,11 @@ def _weigh(outcome: Outcome, samples: list[tuple[float, float]]) -> None:
     outcome.peak_mib = round(max(warm), 1)
     slope = 60 * _slope([each for each in samples if each[0] >= end / 2])
     outcome.mib_a_minute = round(slope, 2)
-    half = end / 2 / 60
+    half, grown = end / 2 / 60, outcome.last_mib - outcome.warm_mib
+    if end >= JUDGED_S and grown > GROWN_MIB:
+        outcome.problems.append(
+            f"memory: {grown:.0f} MiB more than after the warm-up, at most {GROWN_MIB:.0f}"
+        )
     if end >= JUDGED_S and slope * half > (most := max(GROWS_MIB, GROWS_MIB_A_MINUTE * half)):
         outcome.problems.append(
             f"memory: {slope:.1f} MiB a minute in the last {half:.1f}, at most {most / half:.1f}"
@@ -376,11 +384,12 @@ def _weigh(outcome: Outcome, samples: list[tuple[float, float]]) -> None:
 
 
 def _slope(samples: list[tuple[float, float]]) -> float:
-    """MiB a second, of the line that is nearest to all samples."""
-    times, sizes = zip(*samples, strict=True)
-    mean_t, mean_s = sum(times) / len(times), sum(sizes) / len(sizes)
-    spread = sum((t - mean_t) ** 2 for t in times)
-    return sum((t - mean_t) * (s - mean_s) for t, s in samples) / spread if spread else 0.0
+    """MiB a second: the median over all pairs of samples (Theil, Sen). What grows once and stays, as a heap does
+    for work that is rare, is no slope; `GROWN_MIB` bounds it.
+    """
+    pairs = combinations(samples, 2)
+    slopes = [(later - earlier) / (then - now) for (now, earlier), (then, later) in pairs if then > now]
+    return statistics.median(slopes) if slopes else 0.0
 
 
 def _counters(text: str) -> dict[Metric, float]:

@@ -46,15 +46,24 @@ def test_answer_that_is_not_documented_is_a_problem() -> None:
 
 @pytest.mark.parametrize(
     ("minutes", "mib_a_minute", "leaks"),
-    [(10, 2.5, False), (10, 3.5, True), (60, 3.5, True), (4, 7.0, False), (4, 8.0, True), (1, 60.0, False)],
+    [(10, 2.5, False), (10, 3.5, True), (20, 3.5, True), (4, 7.0, False), (4, 8.0, True), (1, 60.0, False)],
 )
 def test_memory_that_grows_in_the_second_half_is_a_problem(
     minutes: int, mib_a_minute: float, leaks: bool
 ) -> None:
     half = 30.0 * minutes
-    flat = [(at, 700.0 + at) for at in (0.0, half / 2)]  # caches fill: no leak, however fast
+    flat = [(0.0, 700.0), (half / 2, 895.0)]  # caches fill: no leak, however fast
     late = [(half + 2 * i, 900.0 + mib_a_minute * i / 30 + (-1) ** i) for i in range(int(half / 2) + 1)]
     outcome = Outcome()
     load._weigh(outcome, flat + late)
     assert outcome.mib_a_minute == pytest.approx(mib_a_minute, rel=0.05)
+    assert [each.partition(":")[0] for each in outcome.problems] == ["memory"] * leaks
+
+
+@pytest.mark.parametrize(("mib", "leaks"), [(20.0, False), (70.0, True)])
+def test_what_work_that_is_rare_leaves_is_bounded_and_no_slope(mib: float, leaks: bool) -> None:
+    samples = [(2.0 * i, 880.0 + (-1) ** i + (mib if i > 260 else 0.0)) for i in range(301)]
+    outcome = Outcome()
+    load._weigh(outcome, samples)
+    assert outcome.mib_a_minute < load.GROWS_MIB_A_MINUTE
     assert [each.partition(":")[0] for each in outcome.problems] == ["memory"] * leaks
