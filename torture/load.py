@@ -384,8 +384,8 @@ def _weigh(outcome: Outcome, samples: list[tuple[float, float]]) -> None:
 
 
 def _slope(samples: list[tuple[float, float]]) -> float:
-    """MiB a second: the median over all pairs of samples (Theil, Sen). What grows once and stays, as a heap does
-    for work that is rare, is no slope; `GROWN_MIB` bounds it.
+    """MiB a second: the median over all pairs of samples (Theil, Sen). What grows once and stays, as a heap
+    does for work that is rare, is no slope; `GROWN_MIB` bounds it.
     """
     pairs = combinations(samples, 2)
     slopes = [(later - earlier) / (then - now) for (now, earlier), (then, later) in pairs if then > now]
