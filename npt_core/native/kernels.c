@@ -127,14 +127,13 @@ static void transpose(const float *from, const int64_t some, const int64_t width
         for (int64_t k = c < whole ? wide : 0; k < width; k++) panel[k * PANEL + c] = from[c * width + k];
 }
 
-/* best [threads, rows]: the maximum over those of a thread of q [rows, width] times keys [count, width]; every thread
- * has some. At most WIDEST wide. */
+/* best [threads, rows], which starts as minus infinity: the maximum over those of a thread of q [rows, width] times keys
+ * [count, width]. At most WIDEST wide. */
 void npt_largest(const float *q, const int64_t rows, const int64_t width, const float *keys, const int64_t count,
                  float *best, const int32_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         float *mine = best + omp_get_thread_num() * rows;
-        for (int64_t row = 0; row < rows; row++) mine[row] = -INFINITY;
         float panel[PANEL * WIDEST], scores[TILE_ROWS * PANEL];
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < count; first += PANEL) {

@@ -75,7 +75,7 @@ class Library:
         """
         rows, width = q.shape
         threads = torch.get_num_threads()
-        best = q.new_empty(threads, rows)
+        best = q.new_full((threads, rows), -torch.inf)  # OpenMP may have fewer threads to give
         self._largest(q.data_ptr(), rows, width, keys.data_ptr(), len(keys), best.data_ptr(), threads)
         return best.amax(0)
 
