@@ -10,8 +10,9 @@ ARGS ?=
 # The README test starts its server with this very line.
 SERVE = "$(BIN)/npt" serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --data "$(DATA)"
 
-# Stamps: what is installed. requirements-dev.lock contains all of requirements.lock.
+# Compiled when the project is installed.
 KERNELS = hatch_build.py npt_core/native/kernels.c
+# Stamps: what is installed. requirements-dev.lock contains all of requirements.lock.
 RUNTIME = $(VENV)/.npt-runtime
 DEV = $(VENV)/.npt-dev
 

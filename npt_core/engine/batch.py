@@ -10,7 +10,6 @@ from torch import Tensor
 
 from npt_core.engine.page_table import PAGE, pages_for
 from npt_core.engine.sequence import Sequence, Span
-from npt_core.engine.weights import MIN_ROWS
 
 BLOCK = 128
 """Queries of one attention: a prompt is cut at multiples of this, wherever its chunks end."""
@@ -84,7 +83,7 @@ class Batch:
     """Input of a forward over `[rows]` tokens, of which `samples` give logits.
 
     `versions` and `scales` are one value if all rows agree. `copies` last rows repeat the one
-    before, because a product needs `MIN_ROWS`.
+    before, because a product needs so many.
     """
 
     ids: Tensor
@@ -97,8 +96,8 @@ class Batch:
     copies: int
 
     @classmethod
-    def of(cls, spans: Seq[Span]) -> "Batch":
-        """The batch of a step's spans, in their order."""
+    def of(cls, spans: Seq[Span], min_rows: int) -> "Batch":
+        """The batch of a step's spans, in their order, of at least `min_rows`."""
         rows, samples = _Rows(), list[int]()
         for span in spans:
             last = _add(rows, span)
@@ -108,7 +107,7 @@ class Batch:
                 samples.append(len(rows.ids))
                 rows.add(span.sequence, position, position + 1)
                 rows.ids[-1] = token
-        copies = max(MIN_ROWS - len(rows.ids), 0)
+        copies = max(min_rows - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
         whole = torch.tensor([rows.ids, rows.positions, rows.slots])
