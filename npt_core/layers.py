@@ -79,6 +79,10 @@ class RankOne(NamedTuple):
 class Plastic(Protocol):
     """What learned facts add to an MLP; rows are masked by the version each request holds."""
 
+    @property
+    def gates(self) -> bool:
+        """Whether there is a version for which `gate` changes anything."""
+
     def gate(self, n: Tensor, g: Tensor, weights_version: WeightsVersion) -> Tensor:
         """The gate `g` `[B, ..., d_ffn]` with the updates visible at the version added."""
 

@@ -88,6 +88,11 @@ class PlasticLayer:
             return left, right
         return (self.share.of(left), right) if site == "gate_proj" else (left, self.share.of(right))
 
+    @property
+    def gates(self) -> bool:
+        """Whether a version sees gate factors."""
+        return len(self.factors["gate_proj"]) > 0
+
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
         """`g` `[B, ..., d_ffn]` with the visible gate factors applied to `n` `[B, ..., d]`."""
         return self._with_factors("gate_proj", n, g, weights_version)

@@ -59,6 +59,11 @@ class ResidentLayer:
         """Whether all rows of the next step read the newest generation of `down_proj`."""
         return len(self._bases) == 1 and self._bases[0].matrix is self._newest
 
+    @property
+    def gates(self) -> bool:
+        """Whether there is room for gate factors."""
+        return bool(self._factors)
+
     def gate(self, n: Tensor, g: Tensor, weights_version: Tensor) -> Tensor:
         """`g` `[B, d_ffn]` with the visible gate factors applied to `n` `[B, d]`."""
         return self._factors["gate_proj"].added_to(g, n, weights_version) if self._factors else g

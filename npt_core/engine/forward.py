@@ -126,11 +126,19 @@ class Forward(Generic[B]):
 
     def _mlp(self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B) -> Tensor:
         """As `NPTMLP.forward`, for `[rows, d]`."""
-        g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
-        if plastic is not None:
-            g = plastic.gate(n, g, batch.versions)
-        z = self._kernels.gated(g, up, layer.modulation(a), batch.scales)
+        z = self._neurons(layer, plastic, n, a, batch)
         if plastic is None:
             return layer.down(z)
         y = plastic.project(layer.down, z, batch.versions)
         return plastic.down(z, y, batch.versions)
+
+    def _neurons(
+        self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B
+    ) -> Tensor:
+        """What `down_proj` reads, `[rows, d_ffn]`: in one, or in parts, with the same bits."""
+        if layer.neurons is not None and (plastic is None or not plastic.gates):
+            return layer.neurons(n, a, batch.scales)
+        g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
+        if plastic is not None:
+            g = plastic.gate(n, g, batch.versions)
+        return self._kernels.gated(g, up, layer.modulation(a), batch.scales)

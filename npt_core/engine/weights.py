@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from npt_core.layers import Modulation
-from npt_core.native import Library, Panels
+from npt_core.native import Library, Matrix, Panels
 
 MIN_ROWS = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 MAX_ROWS = 128
@@ -77,6 +77,12 @@ class Fused:
         if rows <= MAX_ROWS or x.is_cuda:
             return _product(x, laid, bias)
         return torch.cat([_product(part, laid, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weights as a kernel reads them that reads several; valid until they are loaded again."""
+        assert isinstance(self._matrix, Panels)  # asked for only where there are kernels
+        return self._matrix.matrix(self._bias)
 
     def _laid(self, matrix: Tensor) -> Tensor | Panels:
         """`matrix` `[in, out]` as its product reads it."""
@@ -177,6 +183,9 @@ class LayerWeights:
         self.modulate: Fused | None = Fused(heads, library) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
+        self.neurons: Neurons | None = None
+        if library is not None and mlp.gate_proj.out_features % library.panel == 0:
+            self.neurons = Neurons(self, library)
 
     def modulation(self, a: Tensor) -> Modulation | None:
         """What `a` `[rows, d]` does to the gate: the attention output, before `o_proj` in V2."""
@@ -186,11 +195,41 @@ class LayerWeights:
         return Modulation(parts[0] if self.additive else None, parts[-1] if self.multiplicative else None)
 
     @property
-    def copies(self) -> list[Fused | Norm]:
-        """What must be loaded again where the model's weights were changed in place."""
+    def copies(self) -> "list[Fused | Norm | Neurons]":
+        """What must be loaded again, in this order, where the model's weights were changed in place."""
         norms = [self.input_norm, self.mlp_norm]
         parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate, *norms)
-        return [part for part in parts if part is not None]
+        return [part for part in (*parts, self.neurons) if part is not None]
+
+
+class Neurons:
+    """What `down_proj` of a layer reads, by one kernel: where no fact changes the gate."""
+
+    def __init__(self, layer: LayerWeights, library: Library) -> None:
+        self._layer, self._library = layer, library
+        self.load()
+
+    def load(self) -> None:
+        """Look where the weights of the layer are laid out now."""
+        layer = self._layer
+        self._gate_up = layer.gate_up.matrix
+        self._modulation: tuple[Matrix, Matrix, bool, bool] | None = None
+        if layer.low is not None and layer.modulate is not None:
+            flags = layer.additive, layer.multiplicative
+            self._modulation = layer.low.matrix, layer.modulate.matrix, *flags
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those of the layer, which tells of them."""
+        return []
+
+    def __call__(self, n: Tensor, a: Tensor, scale: float | Tensor | None) -> Tensor:
+        """`[rows, d_ffn]`, of the input `n` `[rows, d]` of the MLP and of `a` as `LayerWeights.modulation`
+        reads it; `scale` is a number or `[rows, 1]`.
+        """
+        if isinstance(scale, float):
+            scale = n.new_full((len(n),), scale)
+        return self._library.neurons(n, self._gate_up, a, self._modulation, scale)
 
 
 class ModelWeights:

@@ -24,6 +24,7 @@
 #endif
 #define PANEL (2 * LANES)
 #define DEPTH 1024 /* inputs of a panel that are read again and again from the second cache */
+#define GROUP 128 /* rows whose gates are computed at once */
 #define TOGETHER 8 /* rows of a sequence for which keys are read at once */
 #define WIDEST 128 /* dimensions of a key */
 #define LITTLE 32768 /* operations below which a second thread costs more than it saves */
@@ -31,6 +32,12 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 int32_t npt_panel(void) { return PANEL; }
+
+/* Panels [ceil(out / PANEL), in, PANEL] of a matrix [in, out], and the bias [out] that is added to its products, or none. */
+struct matrix {
+    const float *panels, *bias;
+    int64_t out;
+};
 
 /* Sums of R rows of `x` and one panel, on top of what `y` holds unless `first`. */
 static inline __attribute__((always_inline)) void tile(const int R, const float *x, const int64_t x_row,
@@ -70,35 +77,52 @@ static void tiles(const int rows, const float *x, const int64_t x_row, const flo
     }
 }
 
+/* y [rows, width] = x [rows, in] times the first `width` columns of a panel [in, PANEL], plus bias [width] if there
+ * is one. */
+static void panel_product(const float *x, const int64_t x_row, const int64_t rows, const int64_t in,
+                          const float *panel, const float *bias, const int64_t width, float *y,
+                          const int64_t y_row) {
+    const int64_t tile_count = (rows + TILE_ROWS - 1) / TILE_ROWS, step = (rows + tile_count - 1) / tile_count;
+    for (int64_t from = 0; from < in; from += DEPTH) {
+        const int64_t depth = in - from < DEPTH ? in - from : DEPTH;
+        for (int64_t row = 0; row < rows; row += step) {
+            const int n = rows - row < step ? rows - row : step;
+            const float *at = x + row * x_row + from, *part = panel + from * PANEL;
+            float *to = y + row * y_row;
+            if (width == PANEL) {
+                tiles(n, at, x_row, part, depth, to, y_row, from == 0);
+                continue;
+            }
+            float edge[TILE_ROWS * PANEL]; /* the last panel is wider than what is left of y */
+            for (int r = 0; r < n && from; r++) memcpy(edge + r * PANEL, to + r * y_row, 4 * width);
+            tiles(n, at, x_row, part, depth, edge, PANEL, from == 0);
+            for (int r = 0; r < n; r++) memcpy(to + r * y_row, edge + r * PANEL, 4 * width);
+        }
+    }
+    for (int64_t row = 0; row < rows && bias; row++)
+        for (int64_t j = 0; j < width; j++) y[row * y_row + j] += bias[j];
+}
+
+/* The panel of `matrix` from column `first` on: of y [rows, out] = x [rows, in] times the matrix, plus bias. */
+static void columns(const float *x, const int64_t x_row, const int64_t rows, const int64_t in,
+                    const struct matrix by, const int64_t first, float *y) {
+    const int64_t width = by.out - first < PANEL ? by.out - first : PANEL;
+    panel_product(x, x_row, rows, in, by.panels + first * in, by.bias ? by.bias + first : 0, width, y + first, by.out);
+}
+
+/* The same, of all of which the panel is full, to y [rows, PANEL]. */
+static void part(const float *x, const int64_t rows, const int64_t in, const struct matrix by, const int64_t first,
+                 float *y) {
+    panel_product(x, in, rows, in, by.panels + first * in, by.bias ? by.bias + first : 0, PANEL, y, PANEL);
+}
+
 /* y [rows, out] = x [rows, in] times panels [ceil(out / PANEL), in, PANEL], plus bias [out] if there is one. */
 void npt_product(const float *x, const int64_t x_row, const int64_t rows, const int64_t in, const float *panels,
                  const float *bias, const int64_t out, float *y, const int32_t threads) {
     if (rows == 0) return;
-    const int64_t count = (out + PANEL - 1) / PANEL, tile_count = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    const int64_t step = (rows + tile_count - 1) / tile_count;
+    const struct matrix by = {panels, bias, out};
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * in * out > LITTLE)
-    for (int64_t p = 0; p < count; p++) {
-        const int64_t width = out - p * PANEL < PANEL ? out - p * PANEL : PANEL;
-        for (int64_t from = 0; from < in; from += DEPTH) {
-            const int64_t depth = in - from < DEPTH ? in - from : DEPTH;
-            const float *panel = panels + (p * in + from) * PANEL;
-            for (int64_t row = 0; row < rows; row += step) {
-                const int n = rows - row < step ? rows - row : step;
-                const float *at = x + row * x_row + from;
-                float *to = y + row * out + p * PANEL;
-                if (width == PANEL) {
-                    tiles(n, at, x_row, panel, depth, to, out, from == 0);
-                    continue;
-                }
-                float edge[TILE_ROWS * PANEL]; /* the last panel is wider than what is left of y */
-                for (int r = 0; r < n && from; r++) memcpy(edge + r * PANEL, to + r * out, 4 * width);
-                tiles(n, at, x_row, panel, depth, edge, PANEL, from == 0);
-                for (int r = 0; r < n; r++) memcpy(to + r * out, edge + r * PANEL, 4 * width);
-            }
-        }
-        for (int64_t row = 0; row < rows && bias; row++)
-            for (int64_t j = p * PANEL; j < p * PANEL + width; j++) y[row * out + j] += bias[j];
-    }
+    for (int64_t first = 0; first < out; first += PANEL) columns(x, x_row, rows, in, by, first, y);
 }
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
@@ -329,28 +353,63 @@ void npt_norm(const float *x, const float *y, const float *gain, const float eps
     }
 }
 
-/* z [rows, n] = silu(g (1 + s mult) + s add) up; `add` or `mult` or both may be missing, and so may `scales`
- * [rows], where s is 1. g, up, add and mult have rows of their own length. */
+/* z [n] = silu(g (1 + s mult) + s add) up; `add` or `mult` or both may be missing. */
+static inline void gate_row(const float *g, const float *up, const float *add, const float *mult, const float s,
+                            const int64_t n, float *z) {
+    if (mult) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) z[i] = g[i] * (1.0f + s * mult[i]);
+    } else {
+        memcpy(z, g, 4 * n);
+    }
+    if (add) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) z[i] += s * add[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) z[i] = z[i] / (1.0f + exponential(-z[i])) * up[i];
+}
+
+/* z [rows, n] by rows of g, up, add and mult, each with rows of its own length; `scales` [rows] may be missing:
+ * s is 1 then. */
 void npt_gate(const float *g, const int64_t g_row, const float *up, const int64_t up_row, const float *add,
               const float *mult, const int64_t modulation_row, const float *scales, const int64_t rows,
               const int64_t n, float *z, const int32_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * n > LITTLE)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *gate = g + row * g_row, *factor = up + row * up_row, s = scales ? scales[row] : 1.0f;
-        float *out = z + row * n;
-        if (mult) {
-            const float *m = mult + row * modulation_row;
-#pragma omp simd
-            for (int64_t i = 0; i < n; i++) out[i] = gate[i] * (1.0f + s * m[i]);
-        } else {
-            memcpy(out, gate, 4 * n);
+    for (int64_t row = 0; row < rows; row++)
+        gate_row(g + row * g_row, up + row * up_row, add ? add + row * modulation_row : 0,
+                 mult ? mult + row * modulation_row : 0, scales ? scales[row] : 1.0f, n, z + row * n);
+}
+
+/* z [rows, ffn] as npt_gate makes it of products, in one go, with their very numbers: g and up, side by side, are
+ * n [rows, in] times `gate_up` [in, 2 ffn]; of `low` = a [rows, wide] times `down` [wide, rank], which goes to a
+ * scratch [rows, rank], times `modulate`, `add` is the first part, if there is one, and `mult` the last. Panels must
+ * not reach over two parts: ffn is a multiple of PANEL. */
+void npt_neurons(const float *n, const int64_t rows, const int64_t in, const struct matrix *gate_up, const float *a,
+                 const int64_t wide, const struct matrix *down, const struct matrix *modulate, const int32_t adds,
+                 const int32_t multiplies, const float *scales, float *low, const int64_t ffn, float *z,
+                 const int32_t threads) {
+#pragma omp parallel num_threads(threads) if (rows * in * ffn > LITTLE)
+    {
+        if (adds || multiplies) {
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < down->out; first += PANEL)
+                columns(a, wide, rows, wide, *down, first, low);
         }
-        if (add) {
-            const float *a = add + row * modulation_row;
-#pragma omp simd
-            for (int64_t i = 0; i < n; i++) out[i] += s * a[i];
-        }
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) out[i] = out[i] / (1.0f + exponential(-out[i])) * factor[i];
+        float parts[4][GROUP * PANEL];
+#pragma omp for schedule(static)
+        for (int64_t column = 0; column < ffn; column += PANEL)
+            for (int64_t row = 0; row < rows; row += GROUP) {
+                const int64_t some = rows - row < GROUP ? rows - row : GROUP;
+                part(n + row * in, some, in, *gate_up, column, parts[0]);
+                part(n + row * in, some, in, *gate_up, ffn + column, parts[1]);
+                const float *by = low + row * (down ? down->out : 0);
+                if (adds) part(by, some, down->out, *modulate, column, parts[2]);
+                if (multiplies) part(by, some, down->out, *modulate, (adds ? ffn : 0) + column, parts[3]);
+                for (int64_t r = 0; r < some; r++)
+                    gate_row(parts[0] + r * PANEL, parts[1] + r * PANEL, adds ? parts[2] + r * PANEL : 0,
+                             multiplies ? parts[3] + r * PANEL : 0, scales ? scales[row + r] : 1.0f, PANEL,
+                             z + (row + r) * ffn + column);
+            }
     }
 }

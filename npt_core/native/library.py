@@ -7,7 +7,7 @@ another unit, there are none, and the engine computes with torch's own operation
 
 import ctypes
 import logging
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ FOLDER = Path(__file__).parent
 UNITS = {"AVX512": "avx512", "AVX2": "avx2"}
 """By what `torch.backends.cpu.get_cpu_capability` says."""
 
+
+class Matrix(ctypes.Structure):
+    """`panels` `[ceil(outputs / panel), in, panel]` of a matrix, and the `bias` `[outputs]` of its products,
+    or none: addresses, so whoever makes one keeps the tensors.
+    """
+
+    _fields_ = [("panels", c_void_p), ("bias", c_void_p), ("outputs", c_int64)]
+
+
 _SIGNATURES: dict[str, list[Any]] = {
     "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
     "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32],
@@ -33,6 +42,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "gate": [
         *(c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
         *(c_int64, c_int64, c_void_p, c_int32),
+    ],
+    "neurons": [
+        *(c_void_p, c_int64, c_int64, POINTER(Matrix), c_void_p, c_int64, POINTER(Matrix), POINTER(Matrix)),
+        *(c_int32, c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     ],
 }
 
@@ -49,8 +62,8 @@ class Library:
         self.unit = file.stem.removeprefix("kernels-")
         # What takes long lets other threads go on; what does not would wait for them when it is done.
         long, short = ctypes.CDLL(str(file)), ctypes.PyDLL(str(file))
-        self._product, self._largest, self._attend = (
-            _typed(long, name) for name in ("product", "largest", "attend")
+        self._product, self._largest, self._attend, self._neurons = (
+            _typed(long, name) for name in ("product", "largest", "attend", "neurons")
         )
         self._rotate, self._norm, self._gate = (_typed(short, name) for name in ("rotate", "norm", "gate"))
         self.panel: int = long.npt_panel()
@@ -155,6 +168,28 @@ class Library:
             g.data_ptr(), g.stride(0), up.data_ptr(), up.stride(0), _pointer(add), _pointer(mult),
             0 if modulation is None else modulation.stride(0), _pointer(scales), rows, width, z.data_ptr(),
             torch.get_num_threads(),
+        )  # fmt: skip
+        return z
+
+    def neurons(
+        self,
+        n: Tensor,
+        gate_up: Matrix,
+        a: Tensor,
+        modulation: tuple[Matrix, Matrix, bool, bool] | None,
+        scales: Tensor | None,
+    ) -> Tensor:
+        """What `gate` makes of products, to the bit: `n` `[rows, d]` times `gate_up` gives g and up side by
+        side, each as wide as some panels; `a` `[rows, wide]` times both matrices of `modulation` gives add,
+        if the first flag says so, and mult, if the second does.
+        """
+        (rows, inputs), ffn = n.shape, gate_up.outputs // 2
+        z = n.new_empty(rows, ffn)
+        down, modulate, adds, multiplies = modulation or (None, None, False, False)
+        low = None if down is None else n.new_empty(rows, down.outputs)
+        self._neurons(
+            n.data_ptr(), rows, inputs, gate_up, a.data_ptr(), a.shape[1], down, modulate, adds, multiplies,
+            _pointer(scales), _pointer(low), ffn, z.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return z
 

@@ -6,7 +6,7 @@ from typing import Self
 from torch import Tensor
 from torch.nn import functional as F
 
-from npt_core.native.library import Library
+from npt_core.native.library import Library, Matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,3 +28,7 @@ class Panels:
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`[rows, in]` to `[rows, out]`: `x` times the matrix, plus `bias` `[out]`."""
         return self.library.product(x, self.panels, bias, self.outputs)
+
+    def matrix(self, bias: Tensor | None) -> Matrix:
+        """For kernels that read several; valid as long as these panels and `bias` are."""
+        return Matrix(self.panels.data_ptr(), None if bias is None else bias.data_ptr(), self.outputs)

@@ -21,6 +21,8 @@ class Shift(nn.Module):
         super().__init__()
         self.seen: list[Any] = []
 
+    gates = True
+
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor | None) -> Tensor:
         self.seen.append(weights_version)
         return g + 1.0

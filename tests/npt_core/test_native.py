@@ -185,6 +185,34 @@ def test_gates_equal_the_formula(library: Library, parts: tuple[str, ...], scale
     torch.testing.assert_close(library.gate(extreme, ones, None, None, None), F.silu(extreme))
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("parts", [(), ("add",), ("mult",), ("add", "mult")])
+def test_neurons_in_one_have_the_bits_of_their_parts(
+    library: Library, parts: tuple[str, ...], biased: bool
+) -> None:
+    """With more inputs than are read at once, a rank that fills no panel, and more rows than a group."""
+    d, ffn, wide, rank, rows = 1100, 2 * library.panel, 48, 20, 131
+    widths = {"gate_up": 2 * ffn, "low": rank, "modulate": len(parts) * ffn}
+    inputs = {"gate_up": d, "low": wide, "modulate": rank}
+    panels = {
+        name: Panels.of(library, noise(i, inputs[name], w)) for i, (name, w) in enumerate(widths.items())
+    }
+    biases = {name: noise(9, w) if biased else None for name, w in widths.items()}
+    n, a, scales = noise(5, rows, d), noise(6, rows, wide), noise(7, rows)
+
+    g, up = panels["gate_up"].times(n, biases["gate_up"]).split(ffn, -1)
+    low = panels["low"].times(a, biases["low"])
+    made = iter(panels["modulate"].times(low, biases["modulate"]).split(ffn, -1) if parts else ())
+    add, mult = (next(made) if name in parts else None for name in ("add", "mult"))
+    gate_up, down, modulate = (panels[name].matrix(biases[name]) for name in widths)
+    modulation = (down, modulate, "add" in parts, "mult" in parts) if parts else None
+    for given in (None, scales):
+        wanted = library.gate(g, up, add, mult, given)
+        assert torch.equal(library.neurons(n, gate_up, a, modulation, given), wanted)
+        some = None if given is None else given[130:]
+        assert torch.equal(library.neurons(n[130:], gate_up, a[130:], modulation, some), wanted[130:])
+
+
 def test_what_is_no_number_stays_in_its_row(library: Library) -> None:
     bad = noise(1, 4, 64)
     bad[2, 5] = float("nan")

@@ -21,6 +21,8 @@ class ShiftByVersion:
     def __init__(self, direction: Tensor) -> None:
         self.direction = direction
 
+    gates = True
+
     def gate(self, n: Tensor, g: Tensor, weights_version: int | Tensor) -> Tensor:
         return g
 
