@@ -135,9 +135,11 @@ class Forward(Generic[B]):
     def _neurons(
         self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B
     ) -> Tensor:
-        """What `down_proj` reads, `[rows, d_ffn]`: in one, or in parts, with the same bits."""
-        if layer.neurons is not None and (plastic is None or not plastic.gates):
-            return layer.neurons(n, a, batch.scales)
+        """What `down_proj` reads, `[rows, d_ffn]`: by one kernel or in parts, with the same bits."""
+        if plastic is None or not plastic.gates:
+            z = layer.neurons(n, a, batch.scales)
+            if z is not None:
+                return z
         g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
         if plastic is not None:
             g = plastic.gate(n, g, batch.versions)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from npt_core.layers import Modulation
-from npt_core.native import Library, Matrix, Panels
+from npt_core.native import Library, Matrix, Panels, gather
 
 MIN_ROWS = 2 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 MAX_ROWS = 128
@@ -50,7 +50,7 @@ class Fused:
         """Copy the weights as they are now; on a GPU, share them, once for all."""
         weights = [linear.weight for linear in self._linears]
         if not weights[0].is_cuda:
-            self._matrix = self._laid(torch.cat(weights).T)
+            self._lay(torch.cat(weights).T)
         elif self._matrix is None:
             self._matrix = stacked(self._linears).T
         biases: list[Tensor | None] = [linear.bias for linear in self._linears]
@@ -79,14 +79,24 @@ class Fused:
         return torch.cat([_product(part, laid, bias) for part in x.chunk(-(-rows // MAX_ROWS))])
 
     @property
-    def matrix(self) -> Matrix:
-        """The weights as a kernel reads them that reads several; valid until they are loaded again."""
-        assert isinstance(self._matrix, Panels)  # asked for only where there are kernels
-        return self._matrix.matrix(self._bias)
+    def panels(self) -> Panels:
+        """The weights, where there are kernels."""
+        assert isinstance(self._matrix, Panels)
+        return self._matrix
 
-    def _laid(self, matrix: Tensor) -> Tensor | Panels:
-        """`matrix` `[in, out]` as its product reads it."""
-        return matrix.contiguous() if self._library is None else Panels.of(self._library, matrix)
+    @property
+    def matrix(self) -> Matrix:
+        """For kernels that read several; valid until the weights are loaded again."""
+        return self.panels.matrix(self._bias)
+
+    def _lay(self, matrix: Tensor) -> None:
+        """Keep `matrix` `[in, out]` as its product reads it."""
+        if self._library is None:
+            self._matrix = matrix.contiguous()
+        elif isinstance(self._matrix, Panels):
+            self._matrix.fill(matrix)
+        else:
+            self._matrix = Panels.of(self._library, matrix)
 
     def _stand_in(self, matrix: Tensor) -> Tensor | Panels:
         """`matrix` as the weights are laid out, so that it rounds as they do; once for each that is alive."""
@@ -109,7 +119,7 @@ class Chained(Fused):
         """Multiply the weights as they are now."""
         first, second = self._linears
         weight, bias = second.weight.double(), cast(Tensor | None, first.bias)
-        self._matrix = self._laid((weight @ first.weight.double()).T.to(first.weight.dtype))
+        self._lay((weight @ first.weight.double()).T.to(first.weight.dtype))
         self._bias = None if bias is None else (weight @ bias.double()).to(bias.dtype)
 
 
@@ -183,9 +193,8 @@ class LayerWeights:
         self.modulate: Fused | None = Fused(heads, library) if heads else None
         self.additive = adapter is not None and adapter.B_add is not None
         self.multiplicative = adapter is not None and adapter.B_mult is not None
-        self.neurons: Neurons | None = None
-        if library is not None and mlp.gate_proj.out_features % library.panel == 0:
-            self.neurons = Neurons(self, library)
+        whole_panels = library is not None and mlp.gate_proj.out_features % library.panel == 0
+        self._library = library if whole_panels else None
 
     def modulation(self, a: Tensor) -> Modulation | None:
         """What `a` `[rows, d]` does to the gate: the attention output, before `o_proj` in V2."""
@@ -194,42 +203,25 @@ class LayerWeights:
         parts = self.modulate(self.low(a)).split(self.modulate.widths, -1)
         return Modulation(parts[0] if self.additive else None, parts[-1] if self.multiplicative else None)
 
-    @property
-    def copies(self) -> "list[Fused | Norm | Neurons]":
-        """What must be loaded again, in this order, where the model's weights were changed in place."""
-        norms = [self.input_norm, self.mlp_norm]
-        parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate, *norms)
-        return [part for part in (*parts, self.neurons) if part is not None]
-
-
-class Neurons:
-    """What `down_proj` of a layer reads, by one kernel: where no fact changes the gate."""
-
-    def __init__(self, layer: LayerWeights, library: Library) -> None:
-        self._layer, self._library = layer, library
-        self.load()
-
-    def load(self) -> None:
-        """Look where the weights of the layer are laid out now."""
-        layer = self._layer
-        self._gate_up = layer.gate_up.matrix
-        self._modulation: tuple[Matrix, Matrix, bool, bool] | None = None
-        if layer.low is not None and layer.modulate is not None:
-            flags = layer.additive, layer.multiplicative
-            self._modulation = layer.low.matrix, layer.modulate.matrix, *flags
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Those of the layer, which tells of them."""
-        return []
-
-    def __call__(self, n: Tensor, a: Tensor, scale: float | Tensor | None) -> Tensor:
-        """`[rows, d_ffn]`, of the input `n` `[rows, d]` of the MLP and of `a` as `LayerWeights.modulation`
-        reads it; `scale` is a number or `[rows, 1]`.
+    def neurons(self, n: Tensor, a: Tensor, scale: float | Tensor | None) -> Tensor | None:
+        """What `down_proj` reads, `[rows, d_ffn]`, by one kernel, if there is one: of the MLP's input `n`
+        `[rows, d]`, and of `a` as `modulation` reads it; `scale` is a number or `[rows, 1]`.
         """
+        if self._library is None:
+            return None
+        modulation = None
+        if self.low is not None and self.modulate is not None:
+            modulation = self.low.matrix, self.modulate.matrix, self.additive, self.multiplicative
         if isinstance(scale, float):
             scale = n.new_full((len(n),), scale)
-        return self._library.neurons(n, self._gate_up, a, self._modulation, scale)
+        return self._library.neurons(n, self.gate_up.matrix, a, modulation, scale)
+
+    @property
+    def copies(self) -> list[Fused | Norm]:
+        """What must be loaded again where the model's weights were changed in place."""
+        norms = [self.input_norm, self.mlp_norm]
+        parts = (self.qkv, self.o, self.gate_up, self.down, self.low, self.modulate, *norms)
+        return [part for part in parts if part is not None]
 
 
 class ModelWeights:
@@ -244,6 +236,8 @@ class ModelWeights:
         self.head = Fused([model.lm_head], library)
         self.cos, self.sin = _rotary_tables(core.rotary_emb, positions, self.embedding)
         self._copies = [self.head, self.norm, *(part for layer in self.layers for part in layer.copies)]
+        if library is not None:
+            gather([part.panels for part in self._copies if isinstance(part, Fused)])
         self._parameters = [p for part in self._copies for p in part.parameters]
         self._stamp = self._stamps()
 
