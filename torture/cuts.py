@@ -18,6 +18,7 @@ from pathlib import Path
 from torture.history import Acknowledged, kinds, problems
 from torture.mounts import do, make_image, mounted, unmount
 from torture.process import WriterProcess, goes_on
+from torture.progress import told
 
 SIZES = {"ext4": "96M", "xfs": "320M"}
 FRESH_FOLDER = 100
@@ -56,7 +57,7 @@ def run(
     """Cut the power `cuts` times; or, to know whether a bug shows, up to the `first_bad` cut."""
     draw, outcome = random.Random(seed), Outcome()
     with _disk(folder, file_system) as (disk, inner, crash):
-        for first in range(0, cuts, FRESH_FOLDER):
+        for first in told(range(0, cuts, FRESH_FOLDER), "power cuts"):
             data = inner / f"data-{first}"
             writer = WriterProcess(data, mutant, "forever")
             made: list[Acknowledged] = []

@@ -11,6 +11,7 @@ import httpx2
 
 from torture.history import Acknowledged, problems
 from torture.process import ServerProcess
+from torture.progress import told
 
 CLIENTS = 4
 LONGEST_S = 0.4
@@ -63,7 +64,7 @@ def run(folder: Path, rounds: int, seed: int = 0) -> Outcome:
     draw, outcome = random.Random(seed), Outcome()
     known: list[Acknowledged] = []
     data = folder / "data"
-    for number in range(rounds):
+    for number in told(range(rounds), "kill -9"):
         if number % FRESH_FOLDER == 0:
             shutil.rmtree(data, ignore_errors=True)
             known = []

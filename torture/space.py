@@ -13,6 +13,7 @@ from torture.kill import post
 from torture.mounts import do, make_image, mounted
 from torture.mutants import NONE
 from torture.process import ServerProcess, WriterProcess, goes_on
+from torture.progress import told
 
 SIZES = 20
 SMALLEST_KIB, STEP_KIB = 56, 36
@@ -39,7 +40,7 @@ def full(folder: Path, sizes: int = SIZES) -> Outcome:
     is room, without a restart.
     """
     outcome = Outcome()
-    for number in range(sizes):
+    for number in told(range(sizes), "no room"):
         size = f"{SMALLEST_KIB + STEP_KIB * number}k"
         with _small(folder, size) as disk:
             found = _filled(disk, outcome)
@@ -118,7 +119,7 @@ def read_only(folder: Path, rounds: int, seed: int = 0) -> Outcome:
     """
     draw, outcome = random.Random(seed), Outcome()
     image = folder / "disk.img"
-    for number in range(rounds):
+    for number in told(range(rounds), "read-only"):
         make_image(image, "32M", "mkfs.ext4")
         with mounted(image, folder / "disk", "-o", "loop,errors=remount-ro") as disk:
             made, found = _struck(disk, draw.uniform(0.0, LONGEST_S), outcome)
