@@ -19,9 +19,7 @@ from npt_core.layers import Plastic
 Mix = Callable[[int, Tensor], Tensor]
 """Layer and queries `[rows, heads, head_dim]` to what attention mixes, `[rows, heads * head_dim]`."""
 Attend = Callable[[int, Tensor], Tensor]
-"""The same for queries, keys and values in one, `[rows, (heads + 2 kv_heads) * head_dim]`, before the rotary
-embedding; keys and values are written.
-"""
+"""Layer and what its attention reads, `[rows, d]`, to what attention mixes; keys and values are written."""
 
 
 def nothing() -> None:
@@ -70,7 +68,7 @@ class Attention(Protocol[B_contra]):
 
 
 class RotaryAttention(Generic[B]):
-    """Attention as its parts: the rotary embedding, then keys and values into memory, then `Mix`."""
+    """Attention as its parts: projections, the rotary embedding, keys and values into memory, then `Mix`."""
 
     def __init__(self, memory: Memory[B], weights: ModelWeights, kernels: Kernels, heads: int) -> None:
         self._memory, self._weights, self._kernels, self._heads = memory, weights, kernels, heads
@@ -81,8 +79,8 @@ class RotaryAttention(Generic[B]):
         rotary = self._weights.cos[batch.positions], self._weights.sin[batch.positions]
         return partial(self._attend, batch, self._memory.mixing(batch), rotary)
 
-    def _attend(self, batch: B, mix: Mix, rotary: tuple[Tensor, Tensor], layer: int, qkv: Tensor) -> Tensor:
-        heads = qkv.view(len(qkv), -1, self._width)
+    def _attend(self, batch: B, mix: Mix, rotary: tuple[Tensor, Tensor], layer: int, n: Tensor) -> Tensor:
+        heads = self._weights.layers[layer].qkv(n).view(len(n), -1, self._width)
         kv_heads = (heads.shape[1] - self._heads) // 2
         rotated, v = heads.split([self._heads + kv_heads, kv_heads], 1)
         rotated = self._kernels.rotated(rotated, *rotary)
@@ -111,7 +109,7 @@ class Forward(Generic[B]):
         for index, (layer, after) in enumerate(zip(weights.layers, following, strict=True)):
             between()
             # Before `o_proj` in V2.
-            a = attend(index, layer.qkv(n))
+            a = attend(index, n)
             if layer.o is not None:
                 a = layer.o(a)
             between()

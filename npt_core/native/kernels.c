@@ -33,7 +33,8 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 
 int32_t npt_panel(void) { return PANEL; }
 
-/* Panels [ceil(out / PANEL), in, PANEL] of a matrix [in, out], and the bias [out] that is added to its products, or none. */
+/* Panels [ceil(out / PANEL), in, PANEL] of a matrix [in, out], and the bias [out] that is added to its products, or
+ * none. */
 struct matrix {
     const float *panels, *bias;
     int64_t out;
@@ -278,35 +279,6 @@ static void attend_rows_of(const float *q, const struct view at, const int64_t k
 
 int32_t npt_together(void) { return TOGETHER; }
 
-/* Whether `row` is the next token of the sequence of the row before it. */
-static inline int follows(const int64_t *starts, const int64_t *lengths, const int64_t row) {
-    return row > 0 && starts[row] == starts[row - 1] && lengths[row] == lengths[row - 1] + 1;
-}
-
-/* out [rows, heads, width] for q of that shape: row i attends to `lengths[i]` tokens in the pages from
- * `pages[starts[i]]` on, of keys and values [slots, heads / groups, width]. `scratch` is [threads, room], with room for
- * the scores of TOGETHER rows. */
-void npt_attend(const float *q, const float *keys, const float *values, const int32_t *pages,
-                const int64_t *starts, const int64_t *lengths, const int64_t page, const int64_t rows,
-                const int64_t heads, const int64_t groups, const int64_t width, const float scale, float *scratch,
-                const int64_t room, float *out, const int32_t threads) {
-    const int64_t kv_heads = heads / groups, slot = kv_heads * width;
-    /* Few rows are shared among threads by heads, many whole: memory is read faster so. */
-    const int64_t parts = rows < 2 * threads ? kv_heads : 1, part = kv_heads / parts;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t item = 0; item < rows * parts; item++) {
-        const int64_t row = item / parts, first = item % parts * part;
-        if (lengths[row] % TOGETHER && follows(starts, lengths, row)) continue; /* the row before takes it along */
-        int64_t last = row;
-        while (last + 1 < rows && lengths[last + 1] % TOGETHER && follows(starts, lengths, last + 1)) last++;
-        const struct view at = {keys + first * width, values + first * width, pages + starts[row], last - row + 1,
-                                lengths[last], page, slot, heads * width};
-        const int64_t offset = (row * heads + first * groups) * width;
-        attend_rows_of(q + offset, at, part, groups, width, scale, scratch + omp_get_thread_num() * room,
-                       out + offset);
-    }
-}
-
 /* Rotary embedding: to[i] = x[i] cos[i] + x[i + half] sin[i], with the sine signed. */
 static inline void rotate(const float *x, const float *cosine, const float *sine, const int64_t half, float *to) {
 #pragma omp simd
@@ -316,20 +288,72 @@ static inline void rotate(const float *x, const float *cosine, const float *sine
     }
 }
 
-/* qkv [rows, heads + 2 kv_heads, width]: queries are rotated to q [rows, heads, width], keys into their slots,
- * values copied into theirs. The tables are [positions, width]. */
-void npt_rotate(const float *qkv, const int64_t rows, const int64_t heads, const int64_t kv_heads,
-                const int64_t width, const float *cosines, const float *sines, const int64_t *positions,
-                const int64_t *slots, float *q, float *keys, float *values) {
-    for (int64_t row = 0; row < rows; row++) {
-        const float *from = qkv + row * (heads + 2 * kv_heads) * width;
-        const float *cosine = cosines + positions[row] * width, *sine = sines + positions[row] * width;
-        const int64_t slot = slots[row] * kv_heads * width;
-        for (int64_t h = 0; h < heads; h++)
-            rotate(from + h * width, cosine, sine, width / 2, q + (row * heads + h) * width);
-        for (int64_t h = 0; h < kv_heads; h++)
-            rotate(from + (heads + h) * width, cosine, sine, width / 2, keys + slot + h * width);
-        memcpy(values + slot, from + (heads + kv_heads) * width, 4 * kv_heads * width);
+/* What all rows of a batch attend by. Row i is at `positions[i]`, its key and value go to slot `slots[i]`, and it
+ * attends to `lengths[i]` tokens in the pages from `pages[starts[i]]` on; `cosines` and `sines` are [positions, width]. */
+struct batch {
+    const float *cosines, *sines;
+    const int64_t *positions, *slots, *starts, *lengths;
+    const int32_t *pages;
+    int64_t rows, heads, kv_heads, width, page;
+    float scale;
+};
+
+/* Of qkv [heads + 2 kv_heads, width] of a row the queries are rotated to q [heads, width], the keys into their slot
+ * of keys [slots, kv_heads, width], and the values copied into theirs. */
+static void place(const float *qkv, const struct batch *by, const int64_t row, float *q, float *keys,
+                  float *values) {
+    const int64_t width = by->width, half = width / 2, slot = by->slots[row] * by->kv_heads * width;
+    const float *cosine = by->cosines + by->positions[row] * width, *sine = by->sines + by->positions[row] * width;
+    for (int64_t h = 0; h < by->heads; h++) rotate(qkv + h * width, cosine, sine, half, q + h * width);
+    for (int64_t h = 0; h < by->kv_heads; h++)
+        rotate(qkv + (by->heads + h) * width, cosine, sine, half, keys + slot + h * width);
+    memcpy(values + slot, qkv + (by->heads + by->kv_heads) * width, 4 * by->kv_heads * width);
+}
+
+/* Whether `row` is the next token of the sequence of the row before it, which takes it along: up to TOGETHER tokens
+ * attend at once. */
+static int taken_along(const struct batch *by, const int64_t row) {
+    const int64_t *starts = by->starts, *lengths = by->lengths;
+    return row > 0 && lengths[row] % TOGETHER && starts[row] == starts[row - 1] && lengths[row] == lengths[row - 1] + 1;
+}
+
+/* The heads of `part` keys, from `first` on, of `row` and of the tokens that attend together with it: of q
+ * [rows, heads, width] to out of that shape. */
+static void attend(const float *q, const struct batch *by, const int64_t row, const int64_t first,
+                   const int64_t part, const float *keys, const float *values, float *scores, float *out) {
+    if (taken_along(by, row)) return;
+    int64_t last = row;
+    while (last + 1 < by->rows && taken_along(by, last + 1)) last++;
+    const int64_t width = by->width, groups = by->heads / by->kv_heads;
+    const struct view at = {keys + first * width,    values + first * width,
+                            by->pages + by->starts[row], last - row + 1,
+                            by->lengths[last],       by->page,
+                            by->kv_heads * width,    by->heads * width};
+    const int64_t offset = (row * by->heads + first * groups) * width;
+    attend_rows_of(q + offset, at, part, groups, width, by->scale, scores, out + offset);
+}
+
+/* n [rows, in] times `projection` is qkv [rows, heads + 2 kv_heads, width]; keys and values go into their slots of
+ * keys and values [slots, kv_heads, width], and out [rows, heads, width] is what the queries, rotated to q of that
+ * shape, attend to. `scratch` is [threads, room], with room for the scores of TOGETHER rows. */
+void npt_attention(const float *n, const int64_t in, const struct matrix *projection, const struct batch *by,
+                   float *qkv, float *q, float *keys, float *values, float *scratch, const int64_t room, float *out,
+                   const int32_t threads) {
+    const int64_t rows = by->rows;
+    /* Few rows are shared among threads by heads, many whole: memory is read faster so. */
+    const int64_t parts = rows < 2 * threads ? by->kv_heads : 1, part = by->kv_heads / parts;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < projection->out; first += PANEL)
+            columns(n, in, rows, in, *projection, first, qkv);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            place(qkv + row * projection->out, by, row, q + row * by->heads * by->width, keys, values);
+#pragma omp for schedule(dynamic)
+        for (int64_t item = 0; item < rows * parts; item++)
+            attend(q, by, item / parts, item % parts * part, part, keys, values,
+                   scratch + omp_get_thread_num() * room, out);
     }
 }
 

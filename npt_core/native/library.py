@@ -30,14 +30,27 @@ class Matrix(ctypes.Structure):
     _fields_ = [("panels", c_void_p), ("bias", c_void_p), ("outputs", c_int64)]
 
 
+class Batch(ctypes.Structure):
+    """What all rows of a batch attend by, addresses again. Row `i` is at position `positions[i]`; its key and
+    value go to slot `slots[i]`, and it looks at `lengths[i]` tokens in the pages from `pages[starts[i]]` on.
+    `cosines` and signed `sines` are `[positions, width]`; pages are int32, what else is whole int64.
+    """
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("cosines", "sines")),
+        *((name, c_void_p) for name in ("positions", "slots", "starts", "lengths", "pages")),
+        *((name, c_int64) for name in ("rows", "heads", "kv_heads", "width", "page")),
+        ("scale", c_float),
+    ]
+
+
 _SIGNATURES: dict[str, list[Any]] = {
     "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
     "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32],
-    "attend": [
-        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-        *(c_int64, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int32),
+    "attention": [
+        *(c_void_p, c_int64, POINTER(Matrix), POINTER(Batch)),
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32),
     ],
-    "rotate": [c_void_p, *(c_int64,) * 4, *(c_void_p,) * 7],
     "norm": [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p],
     "gate": [
         *(c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p),
@@ -62,10 +75,10 @@ class Library:
         self.unit = file.stem.removeprefix("kernels-")
         # What takes long lets other threads go on; what does not would wait for them when it is done.
         long, short = ctypes.CDLL(str(file)), ctypes.PyDLL(str(file))
-        self._product, self._largest, self._attend, self._neurons = (
-            _typed(long, name) for name in ("product", "largest", "attend", "neurons")
+        self._product, self._largest, self._attention, self._neurons = (
+            _typed(long, name) for name in ("product", "largest", "attention", "neurons")
         )
-        self._rotate, self._norm, self._gate = (_typed(short, name) for name in ("rotate", "norm", "gate"))
+        self._norm, self._gate = (_typed(short, name) for name in ("norm", "gate"))
         self.panel: int = long.npt_panel()
         """Columns of a panel of `product`."""
         self._together: int = long.npt_together()
@@ -92,48 +105,21 @@ class Library:
         self._largest(q.data_ptr(), rows, width, keys.data_ptr(), len(keys), best.data_ptr(), threads)
         return best.amax(0)
 
-    def attend(
-        self,
-        q: Tensor,
-        memory: tuple[int, int],
-        tables: tuple[Tensor, Tensor, Tensor],
-        page: int,
-        groups: int,
-        scale: float,
-        longest: int,
+    def attention(
+        self, n: Tensor, qkv: Matrix, batch: Batch, memory: tuple[int, int], longest: int
     ) -> Tensor:
-        """Attention of `q` `[rows, heads, width]`, in that shape, over `memory`, the addresses of keys and
-        values `[slots, heads / groups, width]`. `tables` are pages (int32), where those of each row start,
-        and over how many tokens each row looks (int64), at most `longest`.
+        """What rows attend to, `[rows, heads, width]`: queries, keys and values are `n` `[rows, d]` times
+        `qkv`; queries and keys get their rotary embedding; keys and values go into `memory`, the addresses
+        of theirs `[slots, kv_heads, width]`. Nobody looks at more than `longest` tokens.
         """
-        (rows, heads, width), threads = q.shape, torch.get_num_threads()
-        out, scratch = torch.empty_like(q), q.new_empty(threads, self._together * heads * longest)
-        self._attend(
-            q.data_ptr(), *memory, *(table.data_ptr() for table in tables), page, rows, heads, groups, width,
-            scale, scratch.data_ptr(), scratch.shape[1], out.data_ptr(), threads,
+        (rows, inputs), heads, threads = n.shape, batch.heads, torch.get_num_threads()
+        mixed, q = n.new_empty(rows, qkv.outputs), n.new_empty(rows, heads, batch.width)
+        out, scratch = torch.empty_like(q), n.new_empty(threads, self._together * heads * longest)
+        self._attention(
+            n.data_ptr(), inputs, qkv, batch, mixed.data_ptr(), q.data_ptr(), *memory, scratch.data_ptr(),
+            scratch.shape[1], out.data_ptr(), threads,
         )  # fmt: skip
         return out
-
-    def rotate(
-        self,
-        qkv: Tensor,
-        heads: int,
-        cos: Tensor,
-        sin: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        memory: tuple[int, int],
-    ) -> Tensor:
-        """Queries `[rows, heads, width]` of `qkv` `[rows, heads + 2 kv_heads, width]` after the rotary
-        embedding; keys, rotated too, and values go to their `slots` `[rows]` of `memory`, as in `attend`.
-        """
-        rows, all_heads, width = qkv.shape
-        q = qkv.new_empty(rows, heads, width)
-        self._rotate(
-            qkv.data_ptr(), rows, heads, (all_heads - heads) // 2, width, cos.data_ptr(), sin.data_ptr(),
-            positions.data_ptr(), slots.data_ptr(), q.data_ptr(), *memory,
-        )  # fmt: skip
-        return q
 
     def norm(self, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
         """`x` `[rows, d]` over its root mean square, times `gain` `[d]`."""

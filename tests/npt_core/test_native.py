@@ -16,6 +16,7 @@ from npt_core.layers import Modulation
 from npt_core.native import Library, Panels
 from tests.programs import skip_or_fail
 
+PAGE = 16
 COMPILED = ("generic", "avx2", "avx512") if platform.machine() == "x86_64" else ("generic",)
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 RUNNABLE = COMPILED[: {"AVX512": 3, "AVX2": 2}.get(CAPABILITY, 1)]
@@ -86,23 +87,60 @@ def test_threads_change_no_bit(library: Library) -> None:
         assert torch.equal(mixed, found[0][1])
 
 
+def attention(
+    library: Library,
+    qkv: Tensor,
+    memory: tuple[Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor],
+    places: tuple[Tensor, Tensor],
+    angles: tuple[Tensor, Tensor],
+    scale: float,
+) -> Tensor:
+    """Of queries, keys and values `[rows, heads + 2 kv_heads, width]`, which a unit matrix projects."""
+    rows, all_heads, width = qkv.shape
+    kv_heads = memory[0].shape[1]
+    unit = Panels.of(library, torch.eye(all_heads * width))
+    tensors = *angles, *places, tables[1], tables[2], tables[0]
+    batch = native.Batch(
+        *(t.data_ptr() for t in tensors), rows, all_heads - 2 * kv_heads, kv_heads, width, PAGE, scale
+    )
+    addresses = memory[0].data_ptr(), memory[1].data_ptr()
+    longest = int(tables[2].max())
+    return library.attention(qkv.reshape(rows, -1), unit.matrix(None), batch, addresses, longest)
+
+
+def looked(
+    library: Library,
+    q: Tensor,
+    memory: tuple[Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+) -> Tensor:
+    """Of queries `[rows, heads, width]` that nothing rotates; keys and values are in `memory` already."""
+    pages, starts, lengths = tables
+    last = lengths - 1
+    slots = pages[starts + last // PAGE].long() * PAGE + last % PAGE
+    qkv = torch.cat([q, memory[0][slots], memory[1][slots]], 1)
+    angles = torch.ones(int(lengths.max()), q.shape[-1]), torch.zeros(int(lengths.max()), q.shape[-1])
+    return attention(library, qkv, memory, tables, (last, slots), angles, scale)
+
+
 def attended(
     library: Library, lengths: tuple[int, ...], heads: int, groups: int, width: int
 ) -> tuple[Tensor, Tensor]:
     """By the kernel, and by torch, over pages that lie anywhere."""
-    page, kv_heads = 16, heads // groups
-    counts = [-(-length // page) for length in lengths]
+    kv_heads = heads // groups
+    counts = [-(-length // PAGE) for length in lengths]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int()
     starts = torch.tensor([sum(counts[:i]) for i in range(len(counts))])
-    keys, values = (noise(i, page * len(order), kv_heads, width) for i in (2, 3))
+    keys, values = (noise(i, PAGE * len(order), kv_heads, width) for i in (2, 3))
     q = 2 * noise(4, len(lengths), heads, width)
     tables = order, starts, torch.tensor(lengths)
-    addresses = keys.data_ptr(), values.data_ptr()
-    found = library.attend(q, addresses, tables, page, groups, width**-0.5, max(lengths))
+    found = looked(library, q, (keys, values), tables, width**-0.5)
     wanted = []
     for row, length in enumerate(lengths):
         pages = order[starts[row] : starts[row] + counts[row]].long()
-        slots = (pages[:, None] * page + torch.arange(page)).flatten()[:length]
+        slots = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten()[:length]
         k, v = (part[slots].repeat_interleave(groups, 1).transpose(0, 1) for part in (keys, values))
         wanted.append(F.scaled_dot_product_attention(q[row, :, None], k, v)[:, 0])
     return found, torch.stack(wanted)
@@ -124,21 +162,20 @@ def test_tokens_of_a_prompt_attend_together_as_each_alone(library: Library, star
     rows = len(lengths)
     q, starts = noise(3, rows, heads, width), torch.tensor([0] * (rows - 3) + [0, 0, 1])
     pages = torch.tensor([2, 0, 1], dtype=torch.int32)
-    addresses = keys.data_ptr(), values.data_ptr()
-    together = library.attend(q, addresses, (pages, starts, lengths), 16, 2, 0.125, end)
+    together = looked(library, q, (keys, values), (pages, starts, lengths), 0.125)
     for row in range(rows):
         tables = pages, starts[row : row + 1].clone(), lengths[row : row + 1].clone()
-        alone = library.attend(q[row : row + 1].clone(), addresses, tables, 16, 2, 0.125, end)
+        alone = looked(library, q[row : row + 1], (keys, values), tables, 0.125)
         assert torch.equal(together[row], alone[0]), row
 
 
 def test_scores_may_be_far_apart(library: Library) -> None:
     """The softmax of what overflows without its maximum taken off, and of what underflows beside it."""
-    keys = torch.tensor([[300.0], [-300.0], [299.0]])[:, :, None].expand(3, 1, 8).contiguous()
-    values = torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 1, 8).contiguous()
+    keys, values = torch.zeros(2, PAGE, 1, 8)
+    keys[:3] = torch.tensor([300.0, -300.0, 299.0])[:, None, None]
+    values[:3] = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
     tables = torch.tensor([0], dtype=torch.int32), torch.tensor([0]), torch.tensor([3])
-    addresses = keys.data_ptr(), values.data_ptr()
-    found = library.attend(torch.ones(1, 1, 8), addresses, tables, 16, 1, 0.125, 3)
+    found = looked(library, torch.ones(1, 1, 8), (keys, values), tables, 0.125)
     wanted = torch.softmax(torch.tensor([300.0, -300.0, 299.0]), 0) @ torch.tensor([1.0, 2.0, 3.0])
     torch.testing.assert_close(found, wanted.expand(1, 1, 8))
 
@@ -148,14 +185,32 @@ def test_rotation_writes_keys_and_values_into_their_slots(library: Library) -> N
     qkv, angles = noise(1, rows, heads + 2 * kv_heads, width), noise(2, 40, width // 2).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
     sin[:, : width // 2] *= -1
-    positions, slots = torch.tensor([3, 0, 39, 7, 8]), torch.tensor([6, 1, 0, 9, 4])
-    keys, values = torch.zeros(10, kv_heads, width), torch.zeros(10, kv_heads, width)
-    q = library.rotate(qkv, heads, cos, sin, positions, slots, (keys.data_ptr(), values.data_ptr()))
-    turned = rotated(qkv[:, : heads + kv_heads], cos[positions][:, None], sin[positions][:, None])
-    torch.testing.assert_close(q, turned[:, :heads])
-    torch.testing.assert_close(keys[slots], turned[:, heads:])
+    positions, slots = torch.tensor([3, 0, 39, 7, 8]), torch.tensor([0, 16, 32, 48, 64])
+    keys, values = torch.zeros(2, 5 * PAGE, kv_heads, width)
+    # Each row looks at the first slot of a page of its own: at its own value.
+    tables = torch.arange(5, dtype=torch.int32), torch.arange(5), torch.ones(5, dtype=torch.int64)
+    out = attention(library, qkv, (keys, values), tables, (positions, slots), (cos, sin), 0.125)
+    turned = rotated(qkv[:, heads : heads + kv_heads], cos[positions][:, None], sin[positions][:, None])
+    torch.testing.assert_close(keys[slots], turned)
     assert torch.equal(values[slots], qkv[:, heads + kv_heads :])
-    assert not keys[[2, 3, 5, 7, 8]].any()
+    assert torch.equal(out, values[slots].repeat_interleave(2, 1))
+    others = torch.ones(5 * PAGE, dtype=torch.bool).index_fill(0, slots, False)
+    assert not keys[others].any()
+    assert not values[others].any()
+
+
+@pytest.mark.parametrize(("turn", "wanted"), [(0.0, 1.0), (torch.pi / 2, 1.5), (torch.pi, 2.0)])
+def test_queries_are_rotated(library: Library, turn: float, wanted: float) -> None:
+    """Towards the first key, across it, and away from it; their own key is nothing."""
+    keys, values = torch.zeros(2, PAGE, 1, 8)
+    keys[0, 0, 0], values[0] = 1.0, 1.0
+    qkv = torch.stack([100 * torch.eye(8)[0], torch.zeros(8), torch.full((8,), 2.0)])[None]
+    tables = torch.zeros(1, dtype=torch.int32), torch.tensor([0]), torch.tensor([2])
+    places = torch.tensor([1]), torch.tensor([1])
+    angle = torch.full((2, 8), turn)
+    signed = angle.sin() * torch.tensor([-1.0] * 4 + [1.0] * 4)
+    found = attention(library, qkv, (keys, values), tables, places, (angle.cos(), signed), 1.0)
+    torch.testing.assert_close(found, torch.full((1, 1, 8), wanted), rtol=1e-4, atol=1e-4)
 
 
 def test_norms_equal_that_of_torch(library: Library) -> None:
@@ -226,10 +281,9 @@ def test_what_is_no_number_stays_in_its_row(library: Library) -> None:
         assert each[2].isnan().any()
         assert each[[0, 1, 3]].isfinite().all()
     q = bad.view(4, 1, 64)
-    keys = noise(3, 16, 1, 64)
-    tables = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), torch.full((4,), 9)
-    addresses = keys.data_ptr(), keys.data_ptr()
-    mixed = library.attend(q, addresses, tables, 16, 1, 0.125, 9)
+    keys = noise(3, 4 * PAGE, 1, 64)
+    tables = torch.arange(4, dtype=torch.int32), torch.arange(4), torch.full((4,), 9)
+    mixed = looked(library, q, (keys, keys), tables, 0.125)
     assert mixed[2].isnan().all()
     assert mixed[[0, 1, 3]].isfinite().all()
 
