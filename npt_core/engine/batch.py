@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npt_core.engine.page_table import PAGE, pages_for
 from npt_core.engine.sequence import Sequence, Span
+from npt_core.engine.weights import MIN_ROWS
 
 BLOCK = 128
 """Queries of one attention: a prompt is cut at multiples of this, wherever its chunks end."""
@@ -96,18 +97,20 @@ class Batch:
     copies: int
 
     @classmethod
-    def of(cls, spans: Seq[Span], min_rows: int) -> "Batch":
-        """The batch of a step's spans, in their order, of at least `min_rows`."""
+    def of(cls, spans: Seq[Span], exact: bool) -> "Batch":
+        """The batch of a step's spans, in their order. Unless it is `exact`, for kernels that compute each row
+        by itself, there are rows more, of which torch's products and attention need some.
+        """
         rows, samples = _Rows(), list[int]()
         for span in spans:
-            last = _add(rows, span)
+            last = _add_exactly(rows, span) if exact else _add(rows, span)
             if span.samples:
                 samples.append(last)
             for position, token in enumerate(span.draft, span.end):
                 samples.append(len(rows.ids))
                 rows.add(span.sequence, position, position + 1)
                 rows.ids[-1] = token
-        copies = max(min_rows - len(rows.ids), 0)
+        copies = 0 if exact else max(MIN_ROWS - len(rows.ids), 0)
         for part in (rows.ids, rows.positions, rows.slots, rows.versions, rows.scales):
             part += part[-1:] * copies
         whole = torch.tensor([rows.ids, rows.positions, rows.slots])
@@ -144,8 +147,14 @@ class Batch:
         )
 
 
+def _add_exactly(rows: _Rows, span: Span) -> int:
+    """Add the rows of one span; the row of its last token."""
+    rows.add(span.sequence, span.start, span.end)
+    return len(rows.ids) - 1
+
+
 def _add(rows: _Rows, span: Span) -> int:
-    """Add the rows of one span; the row of its last token.
+    """The same for torch.
 
     The prompt is computed in whole pages, the answer in single rows, now as when it is computed
     again after a preemption: so both give the same bits.

@@ -36,7 +36,7 @@ class Runner:
     def __init__(self, model: Any, num_pages: int = PAGES, native: bool = True) -> None:
         config, attention = model.config, model.model.layers[0].self_attn
         compiled = library_for(model) if native else None
-        self._min_rows = MIN_ROWS if compiled is None else 1
+        self._exact = compiled is not None
         self.num_pages, self.page_size = num_pages, PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
         self.num_tokens: int = config.vocab_size
@@ -65,12 +65,12 @@ class Runner:
     def run(self, spans: Seq[Span], between: Callable[[], None] = nothing) -> Tensor:
         """As `StepRunner.run`."""
         self._weights.refresh()
-        batch = Batch.of(spans, self._min_rows)
+        batch = Batch.of(spans, self._exact)
         x = self._forward.hidden(batch, [layer.mlp.plastic for layer in self._weights.layers], between)
         count = batch.samples.shape[0]
         samples = batch.samples
-        if 0 < count < self._min_rows:
-            samples = torch.cat([samples, samples[-1:].expand(self._min_rows - count)])
+        if not self._exact and 0 < count < MIN_ROWS:
+            samples = torch.cat([samples, samples[-1:].expand(MIN_ROWS - count)])
         if count < x.shape[0]:
             x = x.index_select(0, samples)
         logits = self._forward.logits(x)[:count].float()
