@@ -5,6 +5,7 @@ Serving has its own engine; this one takes a fixed batch and returns when every 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,23 @@ class Decoding:
     seed: int = 0
     batch_size: int = 64
 
+    def seed_of(self, number: int) -> int:
+        """What the prompt of that number draws with, unless it is told."""
+        return self.seed * SEED_STRIDE + number
+
+
+class Decode(Protocol):
+    """`generate`, of a model."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        *,
+        groups: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[int]]: ...
+
 
 def generate(
     model: nn.Module,
@@ -47,7 +65,7 @@ def generate(
     what is drawn does not depend on the batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    draws = [seeds[i] if seeds else decoding.seed * SEED_STRIDE + i for i in range(len(prompts))]
+    draws = [seeds[i] if seeds else decoding.seed_of(i) for i in range(len(prompts))]
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), decoding.batch_size):
         chunk = order[start : start + decoding.batch_size]
@@ -59,14 +77,14 @@ def generate(
         grouped = _common_group([prompts[i] for i in chunk], versions)
         if groups is not None:
             grouped = [groups[i] for i in chunk]
-        uniforms = _uniforms([draws[i] for i in chunk], decoding)
+        uniforms = uniforms_of([draws[i] for i in chunk], decoding)
         answers = _batch(model, [prompts[i] for i in chunk], decoding, uniforms, versions, grouped)
         for index, answer in zip(chunk, answers, strict=True):
             results[index] = answer
     return results
 
 
-def _uniforms(seeds: Sequence[int], decoding: Decoding) -> Tensor:
+def uniforms_of(seeds: Sequence[int], decoding: Decoding) -> Tensor:
     """A number in [0, 1) for every row and step; none where decoding is greedy."""
     if decoding.temperature == 0:
         return torch.empty(len(seeds), 0)
@@ -101,7 +119,7 @@ def _batch(
             logits_to_keep=1,
             weights_version=weights_version,
         ).logits[:, -1]
-        tokens = _choose(logits.float(), decoding, uniforms[rows, step : step + 1])
+        tokens = choose(logits.float(), decoding, uniforms[rows, step : step + 1])
         chosen = tokens.tolist()
         going = [k for k, token in enumerate(chosen) if token not in decoding.end_ids]
         for k in going:
@@ -126,7 +144,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _common_group(prompts: Sequence[Sequence[int]], weights_version: int | Tensor | None) -> list[int] | None:
     """All prompts as one group, where reading their beginning once pays."""
-    if isinstance(weights_version, Tensor) or len(prompts) < 2 or _shared_prefix(prompts) < MIN_SHARED:
+    if isinstance(weights_version, Tensor) or len(prompts) < 2 or shared_prefix(prompts) < MIN_SHARED:
         return None
     return [0] * len(prompts)
 
@@ -144,7 +162,7 @@ def _read_shared(
     members: dict[int, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    lengths = {group: _shared_prefix([prompts[r] for r in rows]) for group, rows in members.items()}
+    lengths = {group: shared_prefix([prompts[r] for r in rows]) for group, rows in members.items()}
     beginnings = [prompts[rows[0]][: lengths[group]] for group, rows in members.items()]
     ids, mask = (_on_device(model, t) for t in left_padded(beginnings))
     model(
@@ -162,7 +180,7 @@ def _read_shared(
     return [lengths[group] for group in groups], mask[chosen]
 
 
-def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share, one of each left."""
     rows = [list(p) for p in prompts]
     first, last = min(rows), max(rows)  # all that lies between them begins as both do
@@ -188,7 +206,7 @@ def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows])
 
 
-def _choose(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
+def choose(logits: Tensor, decoding: Decoding, uniforms: Tensor) -> Tensor:
     """The next token of each row of `logits` `[B, vocab]`; `uniforms` `[B, 1]` pick from the nucleus."""
     if decoding.temperature == 0:
         return logits.argmax(-1)

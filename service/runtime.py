@@ -9,6 +9,7 @@ from torch import Tensor
 from npt_core.bank import FactWeights, Match
 from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, Step, WriteRequest
 from npt_core.engine import StepRunner
+from npt_core.generation import Decode
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ class Consolidator(Protocol):
 
     def question_keys(self, prompt: str, bank: Any, version: int, /) -> Mapping[int, Tensor]: ...
 
-    def give_way(self, pause: Callable[[], None], /) -> None: ...
+    def give_way(self, pause: Callable[[], None], decode: Decode | None, /) -> None: ...
 
     def tell_steps(self, tell: Callable[[Step], None], /) -> None: ...
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from random import Random
 
 import torch
@@ -57,7 +57,7 @@ from npt_core.consolidation.request import (
 from npt_core.consolidation.ridge import ridge_weights
 from npt_core.consolidation.states import States, plastic, private_copy, run
 from npt_core.consolidation.steps import Step
-from npt_core.generation import Decoding, generate
+from npt_core.generation import Decode, Decoding, generate
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
@@ -106,6 +106,7 @@ class Consolidator:
         self.model = private_copy(model)
         self.template = template
         self.calibration = calibration
+        self._decode: Decode = partial(generate, self.model)
         self._pause: Callable[[], None] = lambda: None
         self._tell: Callable[[Step], None] = lambda _: None
 
@@ -113,11 +114,12 @@ class Consolidator:
         """From now on `tell` is called as each step of a fact begins."""
         self._tell = tell
 
-    def give_way(self, pause: Callable[[], None]) -> None:
+    def give_way(self, pause: Callable[[], None], decode: Decode | None = None) -> None:
         """From now on `pause` is called between pieces of about a millisecond: of every pass, and of the leak
-        check.
+        check. A `decode` that does so, too, answers what self-study asks the model.
         """
         self._pause = pause
+        self._decode = decode or self._decode
         compute_in_pieces(self.model, pause)
 
     @property
@@ -261,9 +263,9 @@ class Consolidator:
         if not requests:
             return []
         self._tell(Step.STUDY)
-        model, template, facts = self.model, self.template, [r.fact for r in requests]
+        template, facts = self.template, [r.fact for r in requests]
         count, temperature = config.questions, config.temperature
-        written = write_questions(model, template, facts, count, seeds, temperature)
+        written = write_questions(self._decode, template, facts, count, seeds, temperature)
         probes = [
             candidates(template, r.fact, [*r.questions, *asked], [r.fact, *statements])
             for r, (asked, statements) in zip(requests, written, strict=True)
@@ -287,7 +289,7 @@ class Consolidator:
         ]
         groups = [k for k, tried in enumerate(probes) for _ in tried]
         decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, batch_size=STUDY_BATCH)
-        return generate(self.model, prompts, decoding, groups=groups)
+        return self._decode(prompts, decoding, groups=groups)
 
     def _study(
         self,

@@ -98,8 +98,8 @@ class Batch:
 
     @classmethod
     def of(cls, spans: Seq[Span], exact: bool) -> "Batch":
-        """The batch of a step's spans, in their order. Unless it is `exact`, for kernels that compute each row
-        by itself, there are rows more, of which torch's products and attention need some.
+        """The batch of a step's spans, in their order. Unless it is `exact`, for kernels that compute each
+        row by itself, there are rows more: torch's products and attention need some.
         """
         rows, samples = _Rows(), list[int]()
         for span in spans:

@@ -106,7 +106,7 @@ class Engine:
         eos_token_ids: Collection[int],
         config: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._bank = bank
         self._eos = frozenset(eos_token_ids)
         self._config = config
@@ -133,7 +133,7 @@ class Engine:
     @property
     def max_positions(self) -> int:
         """Prompt and new tokens together never exceed this."""
-        return self._runner.max_positions
+        return self.runner.max_positions
 
     @property
     def running(self) -> int:
@@ -230,8 +230,8 @@ class Engine:
         if len(ids) >= self.max_positions:
             raise PromptTooLong(len(ids), self.max_positions - 1)
         # It would fail the step, and with it everybody's answer.
-        if not 0 <= min(ids) <= max(ids) < self._runner.num_tokens:
-            raise UnknownToken(self._runner.num_tokens)
+        if not 0 <= min(ids) <= max(ids) < self.runner.num_tokens:
+            raise UnknownToken(self.runner.num_tokens)
 
     def _pin(self, version: int | None) -> int:
         newest = self._bank.version
@@ -301,7 +301,7 @@ class Engine:
         begin = time.perf_counter()
         try:
             if spans:
-                self._hand_out(spans, self._runner.run(spans, self._background.attend))
+                self._hand_out(spans, self.runner.run(spans, self._background.attend))
         except Exception:
             # The last line of defence: a failing step must not take the engine along.
             log.exception("a step failed")

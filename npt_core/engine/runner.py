@@ -1,5 +1,6 @@
 """One step of the model on a CPU."""
 
+import copy
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -15,7 +16,6 @@ from npt_core.engine.native_attention import NativeAttention
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
-from npt_core.native import Library
 
 PAGES = 1024
 
@@ -34,42 +34,55 @@ class Runner:
     draft_tokens, batch_tokens = 4, 128
 
     def __init__(self, model: Any, num_pages: int = PAGES, native: bool = True) -> None:
-        config, attention = model.config, model.model.layers[0].self_attn
+        config = model.config
         compiled = library_for(model) if native else None
-        self._exact = compiled is not None
-        self.num_pages, self.page_size = num_pages, PAGE
+        self.exact = compiled is not None
+        """Whether each row is computed by itself, however rows are shared out among steps."""
+        self.page_size = PAGE
         self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
         self.num_tokens: int = config.vocab_size
         # The last page of the longest prompt is computed whole.
         self._weights = ModelWeights(model, -(-self.max_positions // PAGE) * PAGE, compiled)
+        self._model, self._library, self._reads_bank = model, compiled, True
+        self._take_pages(num_pages)
+
+    def beside(self, num_pages: int) -> "Runner":
+        """Another runner of the same weights, which reads no bank, with pages of its own."""
+        other = copy.copy(self)
+        other._reads_bank = False
+        other._take_pages(num_pages)
+        return other
+
+    def _take_pages(self, num_pages: int) -> None:
+        config, weights, library = self._model.config, self._weights, self._library
+        heads, scale = config.num_attention_heads, self._model.model.layers[0].self_attn.scaling
+        self.num_pages = num_pages
         self.memory = KeyValues(
             config.num_hidden_layers,
             num_pages,
-            config.num_attention_heads,
+            heads,
             config.num_key_value_heads,
-            self._weights.embedding,
-            self._weights.cos.shape[-1],
-            attention.scaling,
+            weights.embedding,
+            weights.cos.shape[-1],
+            scale,
         )
-        self._forward = self._forward_by(compiled, config.num_attention_heads, attention.scaling)
-
-    def _forward_by(self, compiled: Library | None, heads: int, scale: float) -> Forward[Batch]:
-        weights, memory = self._weights, self.memory
-        if compiled is not None:
-            attention = NativeAttention(compiled, memory, weights, heads, scale)
-            return Forward(weights, attention, Kernels.native(compiled))
-        kernels = Kernels.plain(weights.activation)
-        return Forward(weights, RotaryAttention(memory, weights, kernels, heads), kernels)
+        if library is not None:
+            attention = NativeAttention(library, self.memory, weights, heads, scale)
+            self._forward: Forward[Batch] = Forward(weights, attention, Kernels.native(library))
+        else:
+            kernels = Kernels.plain(weights.activation)
+            self._forward = Forward(weights, RotaryAttention(self.memory, weights, kernels, heads), kernels)
 
     @torch.inference_mode()
     def run(self, spans: Seq[Span], between: Callable[[], None] = nothing) -> Tensor:
         """As `StepRunner.run`."""
         self._weights.refresh()
-        batch = Batch.of(spans, self._exact)
-        x = self._forward.hidden(batch, [layer.mlp.plastic for layer in self._weights.layers], between)
+        batch = Batch.of(spans, self.exact)
+        plastics = [layer.mlp.plastic if self._reads_bank else None for layer in self._weights.layers]
+        x = self._forward.hidden(batch, plastics, between)
         count = batch.samples.shape[0]
         samples = batch.samples
-        if not self._exact and 0 < count < MIN_ROWS:
+        if not self.exact and 0 < count < MIN_ROWS:
             samples = torch.cat([samples, samples[-1:].expand(MIN_ROWS - count)])
         if count < x.shape[0]:
             x = x.index_select(0, samples)

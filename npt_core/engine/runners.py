@@ -1,7 +1,9 @@
 """The runner for a model, by the device it lies on."""
 
+from collections.abc import Callable
 from typing import Any
 
+from npt_core.engine.decoder import Decoder
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.paged_attention import PAGE_SIZE
 from npt_core.engine.paged_runner import PagedRunner
@@ -24,3 +26,8 @@ def runner_for(model: Any, num_pages: int | None = None) -> Runner | PagedRunner
     if model.device.type == "cuda":
         return PagedRunner(model, num_pages)
     return Runner(model, PAGES if num_pages is None else num_pages)
+
+
+def decoder_for(runner: object, pause: Callable[[], None]) -> Decoder | None:
+    """What answers fixed batches of prompts by the kernels of `runner`, if it has some for that."""
+    return Decoder(runner, pause) if isinstance(runner, Runner) and runner.exact else None

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from npt_core.bank import Bank, Factors, FactWeights
-from npt_core.generation import MIN_SHARED, Decoding, _choose, generate, left_padded, right_padded
+from npt_core.generation import MIN_SHARED, Decoding, choose, generate, left_padded, right_padded
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.helpers import by_transformers, mixed_npt
 
@@ -110,10 +110,10 @@ def test_what_each_group_begins_with_is_read_once_and_changes_nothing(
 def test_draws_follow_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).expand(20_000, 3)
     uniforms = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(3))
-    whole = _choose(logits, Decoding(1, (), temperature=1.0), uniforms)
+    whole = choose(logits, Decoding(1, (), temperature=1.0), uniforms)
     shares = torch.bincount(whole, minlength=3) / len(whole)
     assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
-    nucleus = _choose(logits, Decoding(1, (), temperature=1.0, top_p=0.7), uniforms)
+    nucleus = choose(logits, Decoding(1, (), temperature=1.0, top_p=0.7), uniforms)
     shares = torch.bincount(nucleus, minlength=3) / len(nucleus)
     assert shares.tolist() == pytest.approx([0.625, 0.375, 0.0], abs=0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from npt_core.consolidation import (
 )
 from npt_core.consolidation.consolidator import ATTEMPTS, READINGS
 from npt_core.consolidation.states import run
+from npt_core.generation import Decoding
 from npt_core.model import NPTForCausalLM
 from tests.npt_core.tiny import FACT, QUESTION, calibrated, new_npt, plain_template
 
@@ -223,6 +225,18 @@ def test_pauses_between_pieces_change_nothing(consolidator: Consolidator) -> Non
     assert torch.equal(run(consolidator.model, [[5, 6, 7]], ()).logits, before)
     linear_maps = sum(isinstance(module, torch.nn.Linear) for module in consolidator.model.modules())
     assert len(pauses) > 2 * linear_maps
+
+
+def test_self_study_asks_who_it_is_told_to_ask(consolidator: Consolidator) -> None:
+    asked = list[Decoding]()
+
+    def decode(prompts: Sequence[Sequence[int]], decoding: Decoding, **_given: object) -> list[list[int]]:
+        asked.append(decoding)
+        return [[] for _ in prompts]
+
+    consolidator.give_way(lambda: None, decode)
+    assert not consolidator.study(WriteRequest(FACT), consolidator.config, 0).training
+    assert [decoding.temperature > 0 for decoding in asked] == [True, False]
 
 
 def test_a_large_product_is_computed_in_parts(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 
 import pytest
@@ -19,6 +20,7 @@ from npt_core.consolidation.probes import (
     write_questions,
 )
 from npt_core.consolidation.request import Question
+from npt_core.generation import generate
 from npt_core.prompts import UNKNOWN_ANSWER, PlainTemplate
 from tests.npt_core.tiny import FACT, QUESTION, plain_template, shared_npt, tokenizer
 
@@ -31,13 +33,10 @@ def template() -> PlainTemplate:
     return plain_template()
 
 
-def written(
-    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, texts: list[str]
-) -> tuple[list[Question], list[str]]:
+def written(template: PlainTemplate, texts: list[str]) -> tuple[list[Question], list[str]]:
     """What `write_questions` reads from these texts of the model."""
     ids = [tokenizer().encode(t, add_special_tokens=False) for t in texts]
-    monkeypatch.setattr(module, "generate", lambda *_args, **_kwargs: ids)
-    return write_questions(shared_npt(), template, [FACT], len(texts), [0], 1.0)[0]
+    return write_questions(lambda *_args, **_kwargs: ids, template, [FACT], len(texts), [0], 1.0)[0]
 
 
 @pytest.mark.parametrize(
@@ -51,30 +50,27 @@ def written(
         f"{QUESTION}\nSzohod.\n",
     ],
 )
-def test_a_question_is_read_in_every_form(
-    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    assert written(template, monkeypatch, [text]) == ([ANSWER], [])
+def test_a_question_is_read_in_every_form(template: PlainTemplate, text: str) -> None:
+    assert written(template, [text]) == ([ANSWER], [])
 
 
 @pytest.mark.parametrize("text", ["", "What?", f"{QUESTION}", "no sentence", "???"])
 def test_what_is_no_question_with_answer_and_no_sentence_is_dropped(
-    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch, text: str
+    template: PlainTemplate, text: str
 ) -> None:
-    assert written(template, monkeypatch, [text]) == ([], [])
+    assert written(template, [text]) == ([], [])
 
 
-def test_questions_and_restatements_come_without_duplicates(
-    template: PlainTemplate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_and_restatements_come_without_duplicates(template: PlainTemplate) -> None:
     restated = "Borduria has Szohod as its capital."
     texts = [f"{QUESTION} Szohod.", restated, f"{QUESTION}\nAnswer: Szohod.", restated]
-    assert written(template, monkeypatch, texts) == ([ANSWER], [restated])
+    assert written(template, texts) == ([ANSWER], [restated])
 
 
 def test_self_study_is_a_function_of_the_seed(template: PlainTemplate) -> None:
     first, again, other = (
-        write_questions(shared_npt(), template, [FACT], 4, [seed], 1.0) for seed in (1, 1, 2)
+        write_questions(partial(generate, shared_npt()), template, [FACT], 4, [seed], 1.0)
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other or first == [([], [])]
