@@ -129,9 +129,8 @@ def write(
     wanted = sorted(at for at, w in taught.surprise.items() if w > config.surprise)
     trial = Bank(model, calibration.whitening)
     columns: dict[int, Columns] = {}
-    handles = []
-    for index in sorted(config.layers):
-        writer = _LayerWriter(
+    writers = [
+        _LayerWriter(
             taught,
             wanted,
             config,
@@ -141,11 +140,25 @@ def write(
             index,
             pause,
             checking,
+            columns,
         )
-        layer = model.model.layers[index]
+        for index in sorted(config.layers)
+    ]
+    if len(writers) == 1:  # no columns below change what this layer reads: the lesson saw it
+        writers[0].write(taught.student.keys[writers[0].index], taught.student.outputs[writers[0].index])
+    else:
+        _write_in_one_pass(model, writers, taught, trial)
+    return FactWeights({i: c for i, c in columns.items() if len(c.keys)})
+
+
+def _write_in_one_pass(
+    model: NPTForCausalLM, writers: Sequence["_LayerWriter"], taught: Lesson, trial: Bank
+) -> None:
+    handles = []
+    for writer in writers:
+        layer = model.model.layers[writer.index]
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
         handles.append(layer.register_forward_hook(writer.patch))
-        writer.found = columns
     try:
         # The patch adds the columns itself: the layer must not add them a second time.
         with plastic(model, [None] * len(trial.layers)):
@@ -153,7 +166,6 @@ def write(
     finally:
         for handle in handles:
             handle.remove()
-    return FactWeights({i: c for i, c in columns.items() if len(c.keys)})
 
 
 class _LayerWriter:
@@ -170,11 +182,12 @@ class _LayerWriter:
         index: int,
         pause: Callable[[], None],
         checking: Callable[[], None],
+        found: dict[int, Columns],
     ) -> None:
         self.taught, self.wanted, self.config = taught, wanted, config
         self.statistics, self.foreign = statistics, foreign
         self.trial, self.index, self.pause, self.checking = trial, index, pause, checking
-        self.found: dict[int, Columns] = {}
+        self.found = found
         self._z = torch.empty(0)
 
     def see(self, _module: object, inputs: tuple[Tensor, ...]) -> None:
@@ -183,16 +196,20 @@ class _LayerWriter:
 
     def patch(self, _module: object, _inputs: object, output: Tensor) -> Tensor:
         """Makes the columns of this layer; returns its output with them."""
+        made = self.write(self._z, output)
+        table = self.trial.columns.extended((made.keys, made.values, made.thresholds), 0, 1)
+        self.trial.columns, self.trial.newest = table, 1
+        return self.trial.down(self._z, output, None)
+
+    def write(self, keys: Tensor, output: Tensor) -> Columns:
+        """Finds the columns of this layer for its `keys` `[B, T, d_ffn]` and `output` `[B, T, d]`."""
         rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
         times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
         there = [self.taught.teacher_position(at) for at in self.wanted]
         target = self.taught.teacher.outputs[self.index][rows, torch.tensor([t for _, t in there]).long()]
-        z = self._z[rows, times].float()
-        made = self._columns(z, (target - output[rows, times]).float())
+        made = self._columns(keys[rows, times].float(), (target - output[rows, times]).float())
         self.found[self.index] = made
-        table = self.trial.columns.extended((made.keys, made.values, made.thresholds), 0, 1)
-        self.trial.columns, self.trial.newest = table, 1
-        return self.trial.down(self._z, output, None)
+        return made
 
     def _columns(self, z: Tensor, values: Tensor) -> Columns:
         keys = self.statistics.whitening.key(z)
