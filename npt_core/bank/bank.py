@@ -244,7 +244,7 @@ def _check_not_alive(born: Collection[str]) -> None:
 
 
 def _check_rows(fact: str, index: int, *parts: Tensor) -> None:
-    if len({len(part) for part in parts}) > 1:
+    if len({part.shape[0] for part in parts}) > 1:
         raise BankError(f"fact {fact}, layer {index}: rows of its parts do not fit each other")
 
 

@@ -73,7 +73,7 @@ class Rows:
 
     def joined(self, births: Sequence[Birth]) -> Self:
         """The rows of all `births`, which ascend by version, are added; costs nothing for older rows."""
-        counts = [len(birth.parts[0]) for birth in births]
+        counts = [birth.parts[0].shape[0] for birth in births]
         total = sum(counts)
         if not total:
             return self

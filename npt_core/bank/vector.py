@@ -31,6 +31,11 @@ class _Store:
         """An empty store; memory that is not written yet is not taken yet, on most systems."""
         return cls(rows.new_empty(capacity, *rows.shape[1:]), 0)
 
+    @property
+    def room(self) -> int:
+        """Rows that it can hold."""
+        return self.data.shape[0]
+
     def take(self, rows: Tensor, stop: int) -> None:
         """Copy `rows` up to `stop`, from where the last copy ended."""
         if stop > self.used:
@@ -51,7 +56,7 @@ class Vector:
         return cls(rows, _Store(rows, len(rows)))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.rows.shape[0]  # `len` of a tensor takes microseconds, and every layer of a step asks
 
     @property
     def room(self) -> Tensor:
@@ -66,18 +71,18 @@ class Vector:
         Capacity grows in powers of two, and is prepared ahead: no extension pays for all rows. Of two
         extensions of one vector the second one does: the first took the room.
         """
-        count, total = len(self.rows), len(self.rows) + len(new)
+        count, total = len(self), len(self) + new.shape[0]
         store = self._store
-        if store.used != count or total > len(store.data):
+        if store.used != count or total > store.room:
             store = self._roomier(total)
         store.data[count:total] = new
         store.used = total
-        self._prepare(store, len(new))
+        self._prepare(store, total - count)
         return type(self)(store.data[:total], store)
 
     def _roomier(self, total: int) -> _Store:
         store, prepared = self._store, self._store.following
-        if prepared is None or store.used != len(self) or total > len(prepared.data):
+        if prepared is None or store.used != len(self) or total > prepared.room:
             capacity = max(LEAST_CAPACITY, 1 << (total - 1).bit_length())
             prepared = _Store.like(self.rows, capacity)
         else:
@@ -87,8 +92,8 @@ class Vector:
 
     def _prepare(self, store: _Store, added: int) -> None:
         """Beyond half of the room, copy two rows for each one added: when it is full, all are copied."""
-        if len(store.data) < AHEAD or 2 * store.used <= len(store.data):
+        if store.room < AHEAD or 2 * store.used <= store.room:
             return
         if store.following is None:
-            store.following = _Store.like(store.data, 2 * len(store.data))
+            store.following = _Store.like(store.data, 2 * store.room)
         store.following.take(store.data, min(store.following.used + 2 * added, store.used))

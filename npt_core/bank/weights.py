@@ -79,7 +79,7 @@ class FactWeights:
     @property
     def num_columns(self) -> int:
         """Columns over all layers."""
-        return sum(len(c.keys) for c in self.columns.values())
+        return sum(c.keys.shape[0] for c in self.columns.values())
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ def _rollbacks(found: Iterable[Mapping[str, Any]]) -> str:
             "facts taken back, of 1,000",
             "rollbacks",
             "in force after p50 / p99 / max ms",
+            "told after p50, p99 ms",
             "bank pause p50, max ms",
         ],
         [
@@ -133,6 +134,7 @@ def _rollbacks(found: Iterable[Mapping[str, Any]]) -> str:
                 line["undone"],
                 line["rollbacks"],
                 " / ".join(_ms(line[f"effective_{q}_s"], 2) for q in ("p50", "p99", "max")),
+                f"{_ms(line['answered_p50_s'], 2)}, {_ms(line['answered_p99_s'], 2)}",
                 f"{_ms(line['pause_p50_s'], 2)}, {_ms(line['pause_max_s'], 2)}",
             )
             for line in found

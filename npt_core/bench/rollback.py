@@ -27,22 +27,25 @@ def measure_rollback(runtime: Runtime, streams: int, undone: int, seconds: float
     `seconds`.
 
     `effective`: from the request until `bank.version` is the new one, whose facts are those of the old;
-    it waits for the step that is computed. `pause`: of that, in which the bank changes.
+    it waits for half a layer of the step that is computed. `pause`: of that, in which the bank changes.
+    `answered`: until who asked is told, a thread that waits for Python's lock meanwhile.
     """
     model: Any = runtime.model
     bank = alone(_bank, runtime)
     names = [f"fact {number}" for number in range(undone)]
     births = alone(lambda: {name: _fact(runtime) for name in names})
-    effective, pauses = list[float](), list[float]()
+    effective, pauses, answers = list[float](), list[float](), list[float]()
     try:
         with running(model, bank, streams) as engine, _load(engine, streams, model.config.vocab_size):
             begin = time.perf_counter()
             while len(effective) < 2 or time.perf_counter() - begin < seconds:
                 asked, version = time.perf_counter(), bank.version + 1
                 change = _publication(bank, {}, names) if version % 2 == 0 else _publication(bank, births, ())
-                pauses.append(engine.execute(change, urgent=True))
-                effective.append(time.perf_counter() - asked)
+                pause, done = engine.execute(change, urgent=True)
+                answers.append(time.perf_counter() - asked)
                 assert bank.version == version
+                pauses.append(pause)
+                effective.append(done - asked)
                 engine.execute(lambda: bank.retire(bank.version - _KEPT, engine.oldest_pinned))
                 time.sleep(_PAUSE_S)
     finally:
@@ -55,6 +58,8 @@ def measure_rollback(runtime: Runtime, streams: int, undone: int, seconds: float
         "effective_p50_s": statistics.median(effective),
         "effective_p99_s": percentile(effective, 0.99),
         "effective_max_s": max(effective),
+        "answered_p50_s": statistics.median(answers),
+        "answered_p99_s": percentile(answers, 0.99),
         "pause_p50_s": statistics.median(pauses),
         "pause_max_s": max(pauses),
     }
@@ -62,13 +67,14 @@ def measure_rollback(runtime: Runtime, streams: int, undone: int, seconds: float
 
 def _publication(
     bank: Bank, births: Mapping[str, FactWeights], deaths: Collection[str]
-) -> Callable[[], float]:
-    """Publishes the next version; returns the seconds it takes."""
+) -> Callable[[], tuple[float, float]]:
+    """Publishes the next version; returns the seconds it takes, and when it is there."""
 
-    def publish() -> float:
+    def publish() -> tuple[float, float]:
         begin = time.perf_counter()
         bank.publish(bank.version + 1, births, deaths)
-        return time.perf_counter() - begin
+        done = time.perf_counter()
+        return done - begin, done
 
     return publish
 

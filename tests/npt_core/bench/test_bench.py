@@ -62,6 +62,7 @@ def test_every_measurement_is_in_the_results(
     for line in results["rollback"]:
         assert line["rollbacks"] >= 2
         assert 0 < line["pause_p50_s"] <= line["effective_p50_s"] <= line["effective_max_s"]
+        assert line["effective_p50_s"] <= line["answered_p50_s"] <= line["answered_p99_s"]
     startup = results["startup"]
     assert 0 < startup["imports_s"] < startup["loaded_s"] < startup["first_token_s"]
     assert 0 < startup["idle_peak_bytes"] <= startup["peak_bytes"]

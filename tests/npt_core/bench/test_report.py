@@ -45,8 +45,9 @@ def test_facts_without_a_publication_have_no_pause() -> None:
 
 def test_rollbacks_are_told_by_what_they_take_back() -> None:
     times = {"effective_p50_s": 0.002, "effective_p99_s": 0.004, "effective_max_s": 0.005}
+    times |= {"answered_p50_s": 0.0025, "answered_p99_s": 0.006}
     line = {"streams": 4, "undone": 100, "rollbacks": 7, "pause_p50_s": 0.001, "pause_max_s": 0.003, **times}
-    assert "| 4 | 100 | 7 | 2.00 / 4.00 / 5.00 | 1.00, 3.00 |" in table(results(rollback=[line]))
+    assert "| 4 | 100 | 7 | 2.00 / 4.00 / 5.00 | 2.50, 6.00 | 1.00, 3.00 |" in table(results(rollback=[line]))
 
 
 def test_bound_of_memory_stands_beside_what_was_reached() -> None:
