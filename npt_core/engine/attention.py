@@ -16,7 +16,9 @@ from npt_core.engine.page_table import PAGE
 
 
 class KeyValues:
-    """Keys and values of every layer, in `num_pages * PAGE` slots of `[kv_heads, head_dim]`."""
+    """Keys and values of every layer, in `num_pages * PAGE` slots of `[kv_heads, head_dim]`. `untouched`
+    slots, for kernels alone, take memory when they are first used.
+    """
 
     def __init__(
         self,
@@ -27,14 +29,16 @@ class KeyValues:
         like: Tensor,
         width: int,
         scale: float,
+        untouched: bool = False,
     ) -> None:
         slots = num_pages * PAGE
         self._like, self._scale = like, scale
         self._groups = heads // kv_heads
         self.kv_heads, self._width = kv_heads, width
-        # Zeros, because a masked score is multiplied with whatever is here.
-        shape = (slots, kv_heads, width)
-        self.slots = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
+        # Zeros, because torch multiplies a masked score with whatever is here, and because memory that is
+        # taken when a page is first used looks like a leak.
+        new, shape = like.new_empty if untouched else like.new_zeros, (slots, kv_heads, width)
+        self.slots = [(new(shape), new(shape)) for _ in range(layers)]
         # The same as attention reads them, `[1, kv_heads, slots, head_dim]`.
         self._heads = [tuple(part.transpose(0, 1)[None] for part in both) for both in self.slots]
 

@@ -36,31 +36,38 @@ class Decoder:
         groups: Seq[int] | None = None,
         seeds: Seq[int] | None = None,
     ) -> list[list[int]]:
-        """See `generate`; without `groups` all prompts are one."""
-        answers: list[list[int]] = []
-        for start in range(0, len(prompts), decoding.batch_size):
-            chosen = range(start, min(start + decoding.batch_size, len(prompts)))
+        """See `generate`; without `groups` all prompts are one. Beyond the positions of the model there are
+        no tokens: a prompt as long as that has no answer.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < self._runner.positions]
+        for start in range(0, len(fitting), decoding.batch_size):
+            chosen = fitting[start : start + decoding.batch_size]
             uniforms = uniforms_of([seeds[i] if seeds else decoding.seed_of(i) for i in chosen], decoding)
             members = [groups[i] if groups else 0 for i in chosen]
-            answers += self._answered([prompts[i] for i in chosen], members, decoding, uniforms)
+            answered = self._answered([prompts[i] for i in chosen], members, decoding, uniforms)
+            for i, answer in zip(chosen, answered, strict=True):
+                answers[i] = answer
         return answers
 
     def _answered(
         self, prompts: Seq[Seq[int]], groups: Seq[int], decoding: Decoding, uniforms: Tensor
     ) -> list[list[int]]:
-        sequences, pages = _laid_out(prompts, groups, decoding.max_new_tokens)
+        sequences, pages = _laid_out(prompts, groups, decoding.max_new_tokens, self._runner.positions)
         runner = self._runner.beside(pages)
-        logits = self._logits(runner, [Span(s, s.computed, s.prompt_length) for s in sequences])
+        logits = self._logits(runner, [_rest(sequence) for sequence in sequences])
         going = list(range(len(sequences)))
         for step in range(decoding.max_new_tokens):
             tokens = choose(logits, decoding, uniforms[going, step : step + 1]).tolist()
             chosen = dict(zip(going, tokens, strict=True))
             going = [i for i in going if chosen[i] not in decoding.end_ids]
             for i in going:
+                sequences[i].computed = len(sequences[i].tokens)
                 sequences[i].tokens.append(chosen[i])
-            if not going or step + 1 == decoding.max_new_tokens:
+            going = [i for i in going if len(sequences[i].tokens) < sequences[i].limit]
+            if not going:
                 break
-            logits = self._logits(runner, [_last(sequences[i]) for i in going])
+            logits = self._logits(runner, [_rest(sequences[i]) for i in going])
         return [s.tokens[s.prompt_length :] for s in sequences]
 
     def _logits(self, runner: Runner, spans: Seq[Span]) -> Tensor:
@@ -68,13 +75,13 @@ class Decoder:
         return torch.cat([runner.run(some, self._pause) for some in _passes(spans)])
 
 
-def _last(sequence: Sequence) -> Span:
-    return Span(sequence, len(sequence.tokens) - 1, len(sequence.tokens))
+def _rest(sequence: Sequence) -> Span:
+    return Span(sequence, sequence.computed, len(sequence.tokens))
 
 
-def _laid_out(prompts: Seq[Seq[int]], groups: Seq[int], new: int) -> tuple[list[Sequence], int]:
-    """Sequences with pages for their answers, and how many pages those are. Whole pages of what the prompts
-    of a group begin with are those of its first one, and computed by it.
+def _laid_out(prompts: Seq[Seq[int]], groups: Seq[int], new: int, most: int) -> tuple[list[Sequence], int]:
+    """Sequences of at most so many new tokens and so many in all, with pages, and how many pages those are.
+    Whole pages of what the prompts of a group begin with are those of its first one, and computed by it.
     """
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
@@ -84,7 +91,7 @@ def _laid_out(prompts: Seq[Seq[int]], groups: Seq[int], new: int) -> tuple[list[
         shared = shared_prefix([prompts[i] for i in rows]) // PAGE if len(rows) > 1 else 0
         for i in rows:
             request = GenerationRequest(tuple(prompts[i]), SamplingParams())
-            sequence = Sequence(request, Stream(1, 0), 0, len(prompts[i]) + new)
+            sequence = Sequence(request, Stream(1, 0), 0, min(len(prompts[i]) + new, most))
             first = found.get(rows[0])
             common = first.pages[:shared] if first else []
             own = pages_for(sequence.limit) - len(common)

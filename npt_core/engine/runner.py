@@ -13,7 +13,7 @@ from npt_core.engine.batch import Batch
 from npt_core.engine.forward import Forward, RotaryAttention, nothing
 from npt_core.engine.kernels import Kernels, library_for
 from npt_core.engine.native_attention import NativeAttention
-from npt_core.engine.page_table import PAGE
+from npt_core.engine.page_table import PAGE, pages_for
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
 
@@ -39,10 +39,11 @@ class Runner:
         self.exact = compiled is not None
         """Whether each row is computed by itself, however rows are shared out among steps."""
         self.page_size = PAGE
-        self.max_positions = min(config.max_position_embeddings, num_pages * PAGE)
         self.num_tokens: int = config.vocab_size
-        # The last page of the longest prompt is computed whole.
-        self._weights = ModelWeights(model, -(-self.max_positions // PAGE) * PAGE, compiled)
+        self.positions: int = config.max_position_embeddings
+        """Tokens that a sequence may have, whatever there are pages for."""
+        # The last page of the longest prompt may be computed whole.
+        self._weights = ModelWeights(model, PAGE * pages_for(self.positions), compiled)
         self._model, self._library, self._reads_bank = model, compiled, True
         self._take_pages(num_pages)
 
@@ -50,13 +51,14 @@ class Runner:
         """Another runner of the same weights, which reads no bank, with pages of its own."""
         other = copy.copy(self)
         other._reads_bank = False
-        other._take_pages(num_pages)
+        other._take_pages(num_pages, untouched=self.exact)
         return other
 
-    def _take_pages(self, num_pages: int) -> None:
+    def _take_pages(self, num_pages: int, untouched: bool = False) -> None:
         config, weights, library = self._model.config, self._weights, self._library
         heads, scale = config.num_attention_heads, self._model.model.layers[0].self_attn.scaling
         self.num_pages = num_pages
+        self.max_positions = min(self.positions, num_pages * PAGE)
         self.memory = KeyValues(
             config.num_hidden_layers,
             num_pages,
@@ -65,6 +67,7 @@ class Runner:
             weights.embedding,
             weights.cos.shape[-1],
             scale,
+            untouched,
         )
         if library is not None:
             attention = NativeAttention(library, self.memory, weights, heads, scale)

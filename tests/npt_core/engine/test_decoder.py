@@ -79,6 +79,16 @@ def test_no_pass_is_longer_than_a_piece_and_each_pauses(
     assert pauses == [n + 1 for n in range(len(rows)) for _ in range(2 * len(model.model.layers) + 1)]
 
 
+def test_answers_end_where_positions_do(model: NPTForCausalLM) -> None:
+    """The first prompt, which shares its beginning, has no room for a token, the second one for three."""
+    most = model.config.max_position_embeddings
+    long, short = prompts_of(model, 40, (most - 40, 9))
+    prompts, decoding = [long, long[: most - 3], short], Decoding(NEW, ())
+    whole = generate(model, prompts[1:], decoding)
+    assert answers(model, prompts, decoding) == [[], whole[0][:3], whole[1]]
+    assert answers(model, [long], decoding) == [[]]
+
+
 def test_the_bank_is_not_read(model: NPTForCausalLM) -> None:
     prompts, decoding = prompts_of(model, 3, (4, 5)), Decoding(NEW, ())
     wanted = generate(model, prompts, decoding)
