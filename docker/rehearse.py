@@ -267,6 +267,9 @@ def rehearse(folder: Path, root: Path, config: dict[str, Any], **told: str) -> N
         server.execute(*config["Healthcheck"]["Test"][1:])
         print(f"start to ready {seconds:.1f} s, {server.memory() / 2**20:.0f} MiB resident")
         assert server.stop() == 0, server.log.read_text()
+        assert "kernels" not in server.log.read_text(), (
+            server.log.read_text()
+        )  # that there are none is warned of
     print("restarted with what it was taught; ended by SIGTERM with 0")
 
 
