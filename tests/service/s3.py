@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
+import httpx2
 from moto.server import ThreadedMotoServer
 
 REGION = "us-east-1"
@@ -11,14 +12,23 @@ REGION = "us-east-1"
 
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """Its URL."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
+    """Its URL; it is empty."""
+    server, url = started_server()
     try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
+        yield url
     finally:
         server.stop()
+
+
+def started_server() -> tuple[ThreadedMotoServer, str]:
+    """One that somebody else stops, and its URL."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    # What its buckets hold belongs to the process: an earlier server's would be found again.
+    httpx2.post(f"{url}/moto-api/reset").raise_for_status()
+    return server, url
 
 
 def bucket_client(url: str) -> "boto3.client":

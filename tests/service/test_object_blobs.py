@@ -13,6 +13,7 @@ from service.object_blobs import READS, ObjectBlobs
 from service.settings import Settings
 from tests.service.conftest import OpenHost, client_of, fake
 from tests.service.fakes import load_fake_runtime
+from tests.service.s3 import started_server
 
 BUCKET = "weights"
 URL = f"s3://{BUCKET}/npt"
@@ -20,11 +21,9 @@ URL = f"s3://{BUCKET}/npt"
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
+    server, url = started_server()
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
