@@ -86,7 +86,7 @@ class Fused:
 
     @property
     def matrix(self) -> Matrix:
-        """For kernels that read several; valid until the weights are loaded again."""
+        """As kernels read the weights; valid until they are loaded again."""
         return self.panels.matrix(self._bias)
 
     def _lay(self, matrix: Tensor) -> None:

@@ -117,13 +117,12 @@ static void part(const float *x, const int64_t rows, const int64_t in, const str
     panel_product(x, in, rows, in, by.panels + first * in, by.bias ? by.bias + first : 0, PANEL, y, PANEL);
 }
 
-/* y [rows, out] = x [rows, in] times panels [ceil(out / PANEL), in, PANEL], plus bias [out] if there is one. */
-void npt_product(const float *x, const int64_t x_row, const int64_t rows, const int64_t in, const float *panels,
-                 const float *bias, const int64_t out, float *y, const int32_t threads) {
+/* y [rows, out] = x [rows, in] times a matrix, plus its bias. */
+void npt_product(const float *x, const int64_t x_row, const int64_t rows, const int64_t in, const struct matrix *by,
+                 float *y, const int32_t threads) {
     if (rows == 0) return;
-    const struct matrix by = {panels, bias, out};
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * in * out > LITTLE)
-    for (int64_t first = 0; first < out; first += PANEL) columns(x, x_row, rows, in, by, first, y);
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * in * by->out > LITTLE)
+    for (int64_t first = 0; first < by->out; first += PANEL) columns(x, x_row, rows, in, *by, first, y);
 }
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));

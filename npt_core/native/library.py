@@ -45,7 +45,7 @@ class Batch(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, list[Any]] = {
-    "product": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32],
+    "product": [c_void_p, c_int64, c_int64, c_int64, POINTER(Matrix), c_void_p, c_int32],
     "largest": [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32],
     "attention": [
         *(c_void_p, c_int64, POINTER(Matrix), POINTER(Batch)),
@@ -85,14 +85,11 @@ class Library:
         self.widest: int = long.npt_widest()
         """The most dimensions of `largest`."""
 
-    def product(self, x: Tensor, panels: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-        """`x` `[rows, in]` times `panels` `[ceil(out / panel), in, panel]`, `[rows, out]`."""
+    def product(self, x: Tensor, by: Matrix) -> Tensor:
+        """`x` `[rows, in]` times a matrix, plus its bias, `[rows, out]`; rows of `x` may lie apart."""
         rows, inputs = x.shape
-        y = x.new_empty(rows, outputs)
-        self._product(
-            x.data_ptr(), x.stride(0), rows, inputs, panels.data_ptr(), _pointer(bias), outputs,
-            y.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+        y = x.new_empty(rows, by.outputs)
+        self._product(x.data_ptr(), x.stride(0), rows, inputs, by, y.data_ptr(), torch.get_num_threads())
         return y
 
     def largest(self, q: Tensor, keys: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ class Panels:
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`[rows, in]` to `[rows, out]`: `x` times the matrix, plus `bias` `[out]`."""
-        return self.library.product(x, self.panels, bias, self.outputs)
+        return self.library.product(x, self.matrix(bias))
 
     def matrix(self, bias: Tensor | None) -> Matrix:
-        """For kernels that read several; valid as long as these panels and `bias` are."""
+        """As kernels read it; valid as long as these panels and `bias` are."""
         return Matrix(self.panels.data_ptr(), None if bias is None else bias.data_ptr(), self.outputs)
 
 
