@@ -5,7 +5,6 @@ Serving has its own engine; this one takes a fixed batch and returns when every 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +34,6 @@ class Decoding:
     def seed_of(self, number: int) -> int:
         """What the prompt of that number draws with, unless it is told."""
         return self.seed * SEED_STRIDE + number
-
-
-class Decode(Protocol):
-    """`generate`, of a model."""
-
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        *,
-        groups: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]: ...
 
 
 def generate(

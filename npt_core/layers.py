@@ -149,6 +149,8 @@ class NPTMLP(LlamaMLP):
     def __init__(self, config: NPTConfig, variant: str) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
         self.adapter = None if variant == "llama" else Adapter(config, variant)
+        # For hooks: `down_proj` is not called where facts are folded into it.
+        self.key = nn.Identity()
         # Facts live here at run time; they are versioned state, not parameters of the model.
         self.plastic: Plastic | None = None
 
@@ -166,7 +168,7 @@ class NPTMLP(LlamaMLP):
         g = self._gate(n, weights_version)
         if self.adapter is not None and attn is not None:
             g = self.adapter(attn).apply(g, modulation_scale)
-        z = self.act_fn(g) * self.up_proj(n)
+        z = self.key(self.act_fn(g) * self.up_proj(n))
         if self.plastic is None:
             return self._product(z, None)
         y = self.plastic.project(self._product, z, weights_version)

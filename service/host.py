@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 from anyio import CapacityLimiter
 
-from npt_core.engine import Engine, EngineClosed, EngineConfig, StepRunner, alone, decoder_for
+from npt_core.engine import Engine, EngineClosed, EngineConfig, StepRunner, alone, passes_for
 from npt_core.placement import Device, DType
 from service.access import Access
 from service.blobs import Blobs
@@ -246,7 +246,7 @@ def _watch_over(consolidator: Consolidator, engine: Engine, writer: Writer) -> N
         engine.pause()
         writer.stop_if_cancelled()
 
-    consolidator.give_way(pause, decoder_for(engine.runner, pause))
+    consolidator.give_way(pause, passes_for(engine.runner, pause))
     consolidator.tell_steps(writer.tell_step)
 
 

@@ -7,9 +7,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from npt_core.bank import FactWeights, Match
-from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, Step, WriteRequest
+from npt_core.consolidation import ConsolidationError, FoldBars, FoldReport, Passes, Step, WriteRequest
 from npt_core.engine import StepRunner
-from npt_core.generation import Decode
 
 T = TypeVar("T")
 
@@ -129,7 +128,7 @@ class Consolidator(Protocol):
 
     def question_keys(self, prompt: str, bank: Any, version: int, /) -> Mapping[int, Tensor]: ...
 
-    def give_way(self, pause: Callable[[], None], decode: Decode | None, /) -> None: ...
+    def give_way(self, pause: Callable[[], None], passes: Passes | None, /) -> None: ...
 
     def tell_steps(self, tell: Callable[[Step], None], /) -> None: ...
 

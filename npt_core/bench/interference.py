@@ -8,7 +8,7 @@ from typing import Any
 
 from npt_core.bench.load import load_of, running
 from npt_core.bench.writers import Writer
-from npt_core.engine import alone, decoder_for
+from npt_core.engine import alone, passes_for
 from npt_core.loading import load_runtime
 from npt_core.placement import Device, DType
 
@@ -26,7 +26,7 @@ def measure_interference(
     runtime = alone(load_runtime, model, device=device, dtype=dtype, cache=cache)
     vocabulary = runtime.model.config.vocab_size
     with running(runtime.model, runtime.bank, streams) as engine:
-        runtime.consolidator.give_way(engine.pause, decoder_for(engine.runner, engine.pause))
+        runtime.consolidator.give_way(engine.pause, passes_for(engine.runner, engine.pause))
         writer = Writer(runtime, engine)
         without, beside = (load_of(engine, streams, vocabulary, seed) for seed in (0, 1_000_000))
         for _ in range(TURNS):

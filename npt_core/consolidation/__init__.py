@@ -10,12 +10,15 @@ from npt_core.consolidation.errors import (
     UnreadableFact,
 )
 from npt_core.consolidation.folding import FoldBars, FoldRefused, FoldReport, FoldWriter
+from npt_core.consolidation.passes import Passes
 from npt_core.consolidation.probes import bare, words
 from npt_core.consolidation.request import Consolidated, Question, WriteReport, WriteRequest
+from npt_core.consolidation.states import Asked, States, everything
 from npt_core.consolidation.steps import Step
 from npt_core.consolidation.strength import modulates, modulation_strengths
 
 __all__ = [
+    "Asked",
     "Calibration",
     "Consolidated",
     "ConsolidationError",
@@ -27,14 +30,17 @@ __all__ = [
     "FoldWriter",
     "InvalidRequest",
     "NotRecalled",
+    "Passes",
     "PlasticityConfig",
     "Question",
+    "States",
     "Step",
     "UnreadableFact",
     "WriteReport",
     "WriteRequest",
     "bare",
     "calibrate",
+    "everything",
     "modulates",
     "modulation_strengths",
     "words",

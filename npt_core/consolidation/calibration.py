@@ -324,9 +324,8 @@ class _Activations:
         for start in range(0, len(rows), batch):
             chunk = made.rows[start : start + batch]
             states = run(model, [rows[i] for i in chunk], layers)
-            for k, i in enumerate(chunk):
-                for index in layers:
-                    made.keys[index].append(states.keys[index][k, : len(rows[i])].float())
+            for index in layers:
+                made.keys[index] += states.keys[index].split([len(rows[i]) for i in chunk])
         return made
 
     @property

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from npt_core.bank import Bank, Columns, FactWeights, PlasticLayer
 from npt_core.consolidation.calibration import Calibration, LayerStatistics, PlasticityConfig
-from npt_core.consolidation.states import States, plastic, run
+from npt_core.consolidation.passes import Passes
+from npt_core.consolidation.states import Position, States, plastic, run
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
-Position = tuple[int, int]
 BLOCK = 2048
 """Reference keys that are compared at once: what is computed of them stays in the cache."""
 
@@ -39,15 +39,14 @@ class AlignedProbe:
         """Where the answer tokens are predicted in `ids`."""
         return range(len(ids) - self.answer - 1, len(ids) - 1)
 
-    def reproduced(self, logits: Tensor, ids: Sequence[int]) -> bool:
-        """Whether greedy decoding after the prompt in `ids` writes exactly this answer.
+    def reproduced(self, logits: Tensor) -> bool:
+        """Whether greedy decoding after the prompt writes exactly this answer.
 
-        `logits` `[T, vocab]` come from one pass over `ids`: every argmax right under the right
-        prefix is what greedy decoding means.
+        `logits` `[answer, vocab]` come from one pass over prompt and answer: every argmax right under the
+        right prefix is what greedy decoding means.
         """
-        where = self.positions(ids)
-        wanted = torch.tensor(ids[where.start + 1 :], device=logits.device)
-        return bool((logits[where.start : where.stop].argmax(-1) == wanted).all())
+        wanted = torch.tensor(self.student[-self.answer :], device=logits.device)
+        return bool((logits.argmax(-1) == wanted).all())
 
 
 def align(template: PromptTemplate, fact: str, prompt: str, answer: Sequence[int]) -> AlignedProbe:
@@ -71,8 +70,8 @@ def _common(a: object, b: object) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Probes that the teacher answers, with its states, and the student's surprise at each answer
-    token.
+    """Probes that the teacher answers, with its states and the student's where answer tokens are predicted,
+    and the student's surprise at each.
     """
 
     probes: tuple[AlignedProbe, ...]
@@ -97,19 +96,33 @@ class Lesson:
         return row, t + len(probe.teacher) - len(probe.student)
 
 
-def lesson(
-    model: NPTForCausalLM, probes: Sequence[AlignedProbe], teacher: States, layers: Sequence[int]
-) -> Lesson:
-    """The student's pass, and the surprise of every answer token in nats."""
-    student = run(model, [p.student for p in probes], layers)
-    surprise: dict[Position, float] = {}
-    for row, probe in enumerate(probes):
-        own, given = probe.positions(probe.student), probe.positions(probe.teacher)
-        p = torch.log_softmax(teacher.logits[row, given.start : given.stop].float(), -1)
-        q = torch.log_softmax(student.logits[row, own.start : own.stop].float(), -1)
-        divergence = (p.exp() * (p - q)).sum(-1)
-        surprise |= {(row, t): float(w) for t, w in zip(own, divergence, strict=True)}
-    return Lesson(tuple(probes), teacher, student, surprise)
+def taught(passes: Passes, probes: Sequence[AlignedProbe], layers: Sequence[int]) -> States:
+    """The teacher's states where it predicts the answers."""
+    asked = [p.positions(p.teacher) for p in probes]
+    return passes.read([p.teacher for p in probes], layers, asked)
+
+
+def answered(
+    passes: Passes, probes: Sequence[AlignedProbe], layers: Sequence[int] = (), bank: Bank | None = None
+) -> States:
+    """The student's states where it predicts the answers."""
+    asked = [p.positions(p.student) for p in probes]
+    return passes.read([p.student for p in probes], layers, asked, bank)
+
+
+def recall(probes: Sequence[AlignedProbe], states: States) -> float:
+    """Share of `probes` that are answered right in `states`, which are of `answered`."""
+    right = [probe.reproduced(states.logits[states.of(row)]) for row, probe in enumerate(probes)]
+    return sum(right) / len(right) if right else 0.0
+
+
+def lesson(passes: Passes, probes: Sequence[AlignedProbe], teacher: States, layers: Sequence[int]) -> Lesson:
+    """The student's pass, and the surprise of every answer token in nats; `teacher` as of `taught`."""
+    student = answered(passes, probes, layers)
+    p, q = torch.log_softmax(teacher.logits, -1), torch.log_softmax(student.logits, -1)
+    divergence = (p.exp() * (p - q)).sum(-1).tolist()
+    positions = [(row, t) for row, tokens in enumerate(student.asked) for t in tokens]
+    return Lesson(tuple(probes), teacher, student, dict(zip(positions, divergence, strict=True)))
 
 
 def write(
@@ -145,7 +158,9 @@ def write(
         for index in sorted(config.layers)
     ]
     if len(writers) == 1:  # no columns below change what this layer reads: the lesson saw it
-        writers[0].write(taught.student.keys[writers[0].index], taught.student.outputs[writers[0].index])
+        (only,), student = writers, taught.student
+        there = student.at(wanted)
+        only.write(student.keys[only.index][there], student.outputs[only.index][there])
     else:
         _write_in_one_pass(model, writers, taught, trial)
     return FactWeights({i: c for i, c in columns.items() if len(c.keys)})
@@ -157,7 +172,7 @@ def _write_in_one_pass(
     handles = []
     for writer in writers:
         layer = model.model.layers[writer.index]
-        handles.append(layer.mlp.down_proj.register_forward_pre_hook(writer.see))
+        handles.append(layer.mlp.key.register_forward_pre_hook(writer.see))
         handles.append(layer.register_forward_hook(writer.patch))
     try:
         # The patch adds the columns itself: the layer must not add them a second time.
@@ -196,18 +211,20 @@ class _LayerWriter:
 
     def patch(self, _module: object, _inputs: object, output: Tensor) -> Tensor:
         """Makes the columns of this layer; returns its output with them."""
-        made = self.write(self._z, output)
+        rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
+        times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
+        made = self.write(self._z[rows, times].float(), output[rows, times].float())
         table = self.trial.columns.extended((made.keys, made.values, made.thresholds), 0, 1)
         self.trial.columns, self.trial.newest = table, 1
         return self.trial.down(self._z, output, None)
 
     def write(self, keys: Tensor, output: Tensor) -> Columns:
-        """Finds the columns of this layer for its `keys` `[B, T, d_ffn]` and `output` `[B, T, d]`."""
-        rows = torch.tensor([r for r, _ in self.wanted], dtype=torch.long)
-        times = torch.tensor([t for _, t in self.wanted], dtype=torch.long)
-        there = [self.taught.teacher_position(at) for at in self.wanted]
-        target = self.taught.teacher.outputs[self.index][rows, torch.tensor([t for _, t in there]).long()]
-        made = self._columns(keys[rows, times].float(), (target - output[rows, times]).float())
+        """Makes the columns of this layer by its `keys` `[n, d_ffn]` and `output` `[n, d]` where they are
+        wanted.
+        """
+        teacher = self.taught.teacher
+        there = teacher.at([self.taught.teacher_position(at) for at in self.wanted])
+        made = self._columns(keys, teacher.outputs[self.index][there] - output)
         self.found[self.index] = made
         return made
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from random import Random
 
 import torch
@@ -20,8 +20,11 @@ from npt_core.consolidation.columns import (
     AlignedProbe,
     Lesson,
     align,
+    answered,
     lesson,
+    recall,
     scaled,
+    taught,
     write,
 )
 from npt_core.consolidation.errors import (
@@ -32,6 +35,7 @@ from npt_core.consolidation.errors import (
     UnreadableFact,
 )
 from npt_core.consolidation.modulation import checked_ids, modulation_weights
+from npt_core.consolidation.passes import ModulePasses, Passes
 from npt_core.consolidation.pieces import compute_in_pieces
 from npt_core.consolidation.probes import (
     MAX_PROBE_TOKENS,
@@ -55,9 +59,9 @@ from npt_core.consolidation.request import (
     WriteRequest,
 )
 from npt_core.consolidation.ridge import ridge_weights
-from npt_core.consolidation.states import States, plastic, private_copy, run
+from npt_core.consolidation.states import States, private_copy
 from npt_core.consolidation.steps import Step
-from npt_core.generation import Decode, Decoding, generate
+from npt_core.generation import Decoding
 from npt_core.model import NPTForCausalLM
 from npt_core.prompts import PromptTemplate
 
@@ -106,7 +110,7 @@ class Consolidator:
         self.model = private_copy(model)
         self.template = template
         self.calibration = calibration
-        self._decode: Decode = partial(generate, self.model)
+        self.passes: Passes = ModulePasses(self.model)
         self._pause: Callable[[], None] = lambda: None
         self._tell: Callable[[Step], None] = lambda _: None
 
@@ -114,12 +118,12 @@ class Consolidator:
         """From now on `tell` is called as each step of a fact begins."""
         self._tell = tell
 
-    def give_way(self, pause: Callable[[], None], decode: Decode | None = None) -> None:
+    def give_way(self, pause: Callable[[], None], passes: Passes | None = None) -> None:
         """From now on `pause` is called between pieces of about a millisecond: of every pass, and of the leak
-        check. A `decode` that does so, too, answers what self-study asks the model.
+        check. `passes` that do so, too, take the place of those of the model's modules.
         """
         self._pause = pause
-        self._decode = decode or self._decode
+        self.passes = passes or self.passes
         compute_in_pieces(self.model, pause)
 
     @property
@@ -224,19 +228,19 @@ class Consolidator:
         that can hold columns.
         """
         ids = self.template.encode(self.template.with_context(prompt, []))
-        with plastic(self.model, bank.layers):
-            states = run(self.model, [ids], sorted(self.calibration.layers), version)
-        whitening = self.calibration.whitening
-        return {i: whitening[i].key(z[0, len(ids) - 1 : len(ids)]) for i, z in states.keys.items()}
+        states = self.passes.read([ids], sorted(self.calibration.layers), [[len(ids) - 1]], bank, version)
+        return {i: self.calibration.whitening[i].key(z) for i, z in states.keys.items()}
 
     @torch.no_grad()
     def recall_together(self, facts: Sequence[Consolidated]) -> list[float]:
         """Recall of each fact on its held-out wordings where all of them are known at once."""
         trial = Bank(self.model, self.calibration.whitening)
         trial.publish(1, {f"trial {number}": fact.weights for number, fact in enumerate(facts)})
-        with plastic(self.model, trial.layers):
-            states = [run(self.model, [p.student for p in fact.held_out], ()) for fact in facts]
-        return [recall(fact.held_out, seen) for fact, seen in zip(facts, states, strict=True)]
+        return [self.recall(fact.held_out, trial) for fact in facts]
+
+    def recall(self, probes: Sequence[AlignedProbe], bank: Bank) -> float:
+        """Share of `probes` that are answered right by the model with `bank`."""
+        return recall(probes, answered(self.passes, probes, bank=bank))
 
     def disturbed(self, facts: Sequence[Consolidated]) -> dict[int, NotRecalled]:
         """Those of `facts`, by number, that are recalled worse beside the others than alone."""
@@ -265,7 +269,7 @@ class Consolidator:
         self._tell(Step.STUDY)
         template, facts = self.template, [r.fact for r in requests]
         count, temperature = config.questions, config.temperature
-        written = write_questions(self._decode, template, facts, count, seeds, temperature)
+        written = write_questions(self.passes, template, facts, count, seeds, temperature)
         probes = [
             candidates(template, r.fact, [*r.questions, *asked], [r.fact, *statements])
             for r, (asked, statements) in zip(requests, written, strict=True)
@@ -281,15 +285,18 @@ class Consolidator:
 
     def _taught_answers(self, facts: Sequence[str], probes: Sequence[Sequence[Probe]]) -> list[list[int]]:
         """What the model answers to each probe with its fact in the context."""
-        template = self.template
         prompts = [
-            template.encode(template.with_context(probe.prompt, [fact]))
+            self._encoded(probe.prompt, [fact])
             for fact, tried in zip(facts, probes, strict=True)
             for probe in tried
         ]
         groups = [k for k, tried in enumerate(probes) for _ in tried]
-        decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, batch_size=STUDY_BATCH)
-        return self._decode(prompts, decoding, groups=groups)
+        decoding = Decoding(MAX_PROBE_TOKENS, self.template.eos_token_ids, batch_size=STUDY_BATCH)
+        return self.passes.decode(prompts, decoding, groups=groups)
+
+    def _encoded(self, prompt: str, context: Sequence[str] = ()) -> list[int]:
+        self._pause()  # dozens of prompts take as long as a step
+        return self.template.encode(self.template.with_context(prompt, context))
 
     def _study(
         self,
@@ -309,33 +316,37 @@ class Consolidator:
             if accepted(probe, text, fact) and given.get(probe.wording, bare(text)) in bare(text)
         }
         aligned = {
-            replace(probe, answer=text): align(template, fact, probe.prompt, written[probe])
+            replace(probe, answer=text): self._aligned(fact, probe, written[probe])
             for probe, text in consistent(answered, questions).items()
         }
         if not aligned:
-            return Study((), (), (), States(torch.empty(0), {}, {}), len(written), 0, None)
+            return Study((), (), (), States((), torch.empty(0), {}, {}), len(written), 0, None)
         training, held = split(list(aligned), held_out, Random(seed))
         answers_given = [trimmed(probe.answer) for probe in aligned]
-        taught = tuple(aligned[p] for p in training)
+        lessons = tuple(aligned[p] for p in training)
         answer = max(dict.fromkeys(answers_given), key=answers_given.count)
         return Study(
-            taught,
+            lessons,
             tuple(aligned[p] for p in held),
             tuple(training),
-            run(self.model, [p.teacher for p in taught], layers),
+            taught(self.passes, lessons, layers),
             len(written),
             len(aligned),
             answer,
             subject({probe.wording for probe in aligned}, fact, answer),
         )
 
+    def _aligned(self, fact: str, probe: Probe, answer: Sequence[int]) -> AlignedProbe:
+        self._pause()
+        return align(self.template, fact, probe.prompt, answer)
+
     def _weights(self, request: WriteRequest, config: PlasticityConfig, study: Study) -> FactWeights:
         if request.strategy == "modulation":
             return modulation_weights(self.model, self.template, request)
-        taught = lesson(self.model, study.training, study.teacher, config.layers)
+        learned = lesson(self.passes, study.training, study.teacher, config.layers)
         foreign = self._foreign_keys(request, config, study)
         weights = write(
-            self.model, self.calibration, config, taught, foreign, self._pause, self._tell_of_leak_check
+            self.model, self.calibration, config, learned, foreign, self._pause, self._tell_of_leak_check
         )
         if config.refine_steps:
             whitening = self.calibration.whitening
@@ -353,14 +364,13 @@ class Consolidator:
     ) -> dict[int, Tensor]:
         """Keys of prompts that look like the fact's own but name somebody else."""
         prompts = look_alikes(request.fact, study.prompts, Random(request.seed), config.look_alikes)
-        rows = [self.template.encode(self.template.with_context(p, [])) for p in prompts]
+        rows = [self._encoded(prompt) for prompt in prompts]
+        rows = [row for row in rows if len(row) <= self.model.config.max_position_embeddings]
         statistics = self.calibration.layers
         if not rows:
             return {i: statistics[i].reference[:0] for i in config.layers}
-        states = run(self.model, rows, config.layers)
-        last = [len(r) - 1 for r in rows]
-        at = torch.arange(len(rows)), torch.tensor(last)
-        return {i: statistics[i].whitening.key(states.keys[i][at]) for i in config.layers}
+        states = self.passes.read(rows, config.layers, [[len(row) - 1] for row in rows])
+        return {i: statistics[i].whitening.key(states.keys[i]) for i in config.layers}
 
     def verify(
         self,
@@ -375,11 +385,8 @@ class Consolidator:
         of those wordings, `[n, p]` by layer, where their answers begin.
         """
         trial = Bank(self.model, self.calibration.whitening)
-        rows = [p.student for p in study.held_out]
-        before = run(self.model, rows, sorted(self.calibration.layers))
+        before = answered(self.passes, study.held_out, sorted(self.calibration.layers))
         trial.publish(1, {"trial": weights})
-        with plastic(self.model, trial.layers):
-            after = run(self.model, rows, ())
         if weights.factors:
             locality, drift = self.changed_answers(trial)
         else:
@@ -387,7 +394,7 @@ class Consolidator:
         report = replace(
             self._report(request, config, study, watch, number),
             recall_before=recall(study.held_out, before),
-            recall_after=recall(study.held_out, after),
+            recall_after=self.recall(study.held_out, trial),
             locality=locality,
             drift=drift,
             layers=tuple(sorted({*weights.columns, *(layer for layer, _ in weights.factors)})),
@@ -397,31 +404,28 @@ class Consolidator:
         return report, self._beginnings(study.held_out, before)
 
     def _beginnings(self, probes: Sequence[AlignedProbe], states: States) -> dict[int, Tensor]:
-        first = torch.tensor([p.positions(p.student)[0] for p in probes])
-        at = torch.arange(len(probes)), first
-        return {i: self.calibration.whitening[i].key(states.keys[i][at]) for i in states.keys}
+        first = states.at([(row, p.positions(p.student)[0]) for row, p in enumerate(probes)])
+        return {i: self.calibration.whitening[i].key(z[first]) for i, z in states.keys.items()}
 
     def changed_answers(self, trial: Bank) -> tuple[float, float]:
         """As `_disturbance`, for factors, which touch every token: by running the locality set."""
         rows = self.calibration.locality_ids
-        before = self._said
-        with plastic(self.model, trial.layers):
-            after = run(self.model, rows, ()).logits.argmax(-1)
+        lengths = [len(row) for row in rows]
+        after = self.passes.read(rows, bank=trial).logits.argmax(-1).split(lengths)
         kept, changed, total = 0, 0, 0
-        for row, ids in enumerate(rows):
-            said = before[row, : len(ids)]
+        for ids, said, now in zip(rows, self._said.split(lengths), after, strict=True):
             answer = len(ids) - 1
             while answer > 0 and said[answer - 1] == ids[answer]:
                 answer -= 1
-            differs = said != after[row, : len(ids)]
+            differs = said != now
             kept += not bool(differs[answer:].any())
             changed, total = changed + int(differs.sum()), total + len(ids)
         return kept / len(rows), changed / total
 
     @cached_property
     def _said(self) -> Tensor:
-        """The untouched model's next tokens `[B, T]` on the locality set."""
-        return run(self.model, self.calibration.locality_ids, ()).logits.argmax(-1)
+        """The untouched model's next token after each token of the locality set, `[tokens]`."""
+        return self.passes.read(self.calibration.locality_ids).logits.argmax(-1)
 
     def _disturbance(self, weights: FactWeights) -> tuple[float, float]:
         """Share of locality prompts on which no column fires, and share of their tokens that one
@@ -488,12 +492,6 @@ class Consolidator:
             raise InvalidRequest("layers", f"{wrong or 'none'}: choose from {list(allowed)}")
         if len(set(request.layers)) < len(request.layers):
             raise InvalidRequest("layers", f"{list(request.layers)} names a layer twice")
-
-
-def recall(probes: Sequence[AlignedProbe], states: States) -> float:
-    """Share of `probes` that are answered right in `states`."""
-    right = [p.reproduced(states.logits[k, : len(p.student)], p.student) for k, p in enumerate(probes)]
-    return sum(right) / len(right) if right else 0.0
 
 
 __all__ = ["Consolidator", "Lesson", "Study"]

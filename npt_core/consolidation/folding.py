@@ -8,11 +8,10 @@ from torch import Tensor
 
 from npt_core.bank import Bank, FactWeights
 from npt_core.consolidation.calibration import Calibration
-from npt_core.consolidation.consolidator import Consolidator, Stopwatch, Study, recall
+from npt_core.consolidation.consolidator import Consolidator, Stopwatch, Study
 from npt_core.consolidation.errors import ConsolidationError
 from npt_core.consolidation.request import WriteRequest
 from npt_core.consolidation.ridge import fold, predicted_drift
-from npt_core.consolidation.states import plastic, run
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,7 @@ class FoldWriter:
         probes = (*study.training, *study.held_out)
         if not probes:
             return 0.0
-        with plastic(self._consolidator.model, trial.layers):
-            states = run(self._consolidator.model, [p.student for p in probes], ())
-        return recall(probes, states)
+        return self._consolidator.recall(probes, trial)
 
 
 def _check(measured: FoldReport, bars: FoldBars) -> None:

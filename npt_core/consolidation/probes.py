@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from npt_core.consolidation.passes import Passes
 from npt_core.consolidation.request import Question
-from npt_core.generation import SEED_STRIDE, Decode, Decoding
+from npt_core.generation import SEED_STRIDE, Decoding
 from npt_core.prompts import UNKNOWN_ANSWER, PromptTemplate
 
 MAX_PROBE_TOKENS = 40
@@ -58,7 +59,7 @@ Written = tuple[list[Question], list[str]]
 
 
 def write_questions(
-    decode: Decode,
+    passes: Passes,
     template: PromptTemplate,
     facts: Sequence[str],
     count: int,
@@ -74,7 +75,7 @@ def write_questions(
     decoding = Decoding(MAX_PROBE_TOKENS, template.eos_token_ids, temperature, NUCLEUS, batch_size=len(asked))
     groups = [k for k in range(len(facts)) for _ in range(each)]
     draws = [seed * SEED_STRIDE + k for seed in seeds for k in range(each)]
-    rows = decode(asked, decoding, groups=groups, seeds=draws)
+    rows = passes.decode(asked, decoding, groups=groups, seeds=draws)
     texts = [template.decode(ids).strip() for ids in rows]
     return [_read(texts[start : start + each]) for start in range(0, len(texts), each)]
 

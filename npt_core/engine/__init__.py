@@ -17,7 +17,7 @@ from npt_core.engine.errors import (
 from npt_core.engine.events import Event, FinishEvent, FinishReason, TokenEvent, TokenLogprob
 from npt_core.engine.request import GenerationRequest, SamplingParams
 from npt_core.engine.runner import Runner
-from npt_core.engine.runners import decoder_for, page_size_for, runner_for
+from npt_core.engine.runners import page_size_for, passes_for, runner_for
 from npt_core.engine.sequence import Sequence, Span
 from npt_core.engine.stream import Stream
 from npt_core.engine.threads import alone
@@ -50,7 +50,7 @@ __all__ = [
     "VersionGone",
     "VersionNotFound",
     "alone",
-    "decoder_for",
     "page_size_for",
+    "passes_for",
     "runner_for",
 ]

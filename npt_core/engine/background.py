@@ -18,6 +18,8 @@ from greenlet import getcurrent, greenlet
 T = TypeVar("T")
 SLOW, RATE = 0.95, 0.04
 """The share of steps, and of pieces, that a slow one is not exceeded by; how fast its estimate follows."""
+LATEST = 0.2
+"""What the latest step weighs in the time that is expected of one with as many rows."""
 SAVINGS = 20
 """What may be saved up for short steps, in shares of a slow one."""
 
@@ -75,6 +77,7 @@ class Background:
         self._steps = getcurrent()  # where `advance` was called
         self._credit = 0.0
         self._step, self._piece = _Slow(), _Slow()
+        self._expected: dict[int, float] = {}  # seconds of a step by its rows
         self._last = self._begun = 0.0  # seconds of the last step; when this piece began
         self._deadline: float | None = None
 
@@ -106,15 +109,21 @@ class Background:
             self._steps.switch()
         self._begun = time.perf_counter()
 
-    def earn(self, step_seconds: float) -> None:
-        """A step took so long: pieces may take their share of it."""
+    def earn(self, rows: int, step_seconds: float, noticed: bool = True) -> None:
+        """A step of so many rows took so long: pieces may take their share of it. It is `noticed` by those
+        who had a token before and wait for the next one; where all wait for their first one, it is not.
+        """
+        before = self._expected.get(rows, step_seconds)
+        self._expected[rows] = before + LATEST * (step_seconds - before)
         self._last = step_seconds
-        self._step.tell(step_seconds)
+        if noticed:
+            self._step.tell(step_seconds)
         saved = self._credit if self.pending else min(self._credit, 0.0)
         self._credit = saved + self._allowance * step_seconds
 
-    def advance(self, busy: bool) -> None:
-        """Compute pieces: while `busy` beside steps as many as were earned, otherwise until one is due.
+    def advance(self, rows: int) -> None:
+        """Compute pieces: before a step of `rows` as many as were earned, and until one is due if there is
+        none.
 
         Pieces wait for short steps, which with them take no longer than slow ones without: what is
         noticed of writing is the share it takes, and hardly in the slowest tokens. Where there is no room
@@ -123,12 +132,12 @@ class Background:
         self.attend()
         if not self.pending:
             return
-        if not busy:
+        if not rows:
             self._deadline, self._credit = None, 0.0
             self._resume()
             return
         savings = SAVINGS * self._allowance * self._step.seconds
-        room = min(self._credit, self._step.seconds - self._last)
+        room = min(self._credit, self._step.seconds - self._expected.get(rows, self._last))
         if room <= self._piece.seconds and self._credit <= savings:
             return
         begin = time.perf_counter()

@@ -251,10 +251,11 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._accept():
-                busy = bool(self.running or self.waiting)
-                if busy:
-                    self._step()
-                self._background.advance(busy)
+                spans = self._plan()
+                rows = sum(span.rows + len(span.draft) for span in spans)
+                self._background.advance(rows)
+                if spans:
+                    self._step(spans, rows)
             for sequence in tuple(self._scheduler):
                 self._end(sequence, FinishReason.CANCELLED)
             self._background.finish()
@@ -293,21 +294,27 @@ class Engine:
             self._inbox.clear()
             return not self._closing
 
-    def _step(self) -> None:
+    def _plan(self) -> list[Span]:
+        """What the next step computes."""
+        if not (self.running or self.waiting):
+            return []
         self._end_interrupted()
         spans = self._scheduler.plan()
         for span in spans:
             span.sequence.stream.mark_started()
+        return spans
+
+    def _step(self, spans: Seq[Span], rows: int) -> None:
+        noticed = any(span.sequence.decoding for span in spans)
         begin = time.perf_counter()
         try:
-            if spans:
-                self._hand_out(spans, self.runner.run(spans, self._background.attend))
+            self._hand_out(spans, self.runner.run(spans, self._background.attend))
         except Exception:
             # The last line of defence: a failing step must not take the engine along.
             log.exception("a step failed")
             for span in spans:
                 self._end(span.sequence, FinishReason.ERROR)
-        self._background.earn(time.perf_counter() - begin)
+        self._background.earn(rows, time.perf_counter() - begin, noticed)
 
     def _end_interrupted(self) -> None:
         now = time.monotonic()

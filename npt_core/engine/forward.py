@@ -7,7 +7,7 @@ and without the per-call work of a general-purpose forward: at small sizes that 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,8 +22,18 @@ Attend = Callable[[int, Tensor], Tensor]
 """Layer and what its attention reads, `[rows, d]`, to what attention mixes; keys and values are written."""
 
 
+Watch = Callable[[int, Tensor, Tensor], None]
+"""Hears of each layer what its `down_proj` reads, `[rows, d_ffn]`, and what it gives, `[rows, d]`; of the
+last layer for the chosen rows alone, if there are any.
+"""
+
+
 def nothing() -> None:
     """Nothing goes between."""
+
+
+def nobody(_layer: int, _key: Tensor, _output: Tensor) -> None:
+    """Nobody watches."""
 
 
 class Rows(Protocol):
@@ -44,6 +54,21 @@ class Rows(Protocol):
 
     @property
     def scales(self) -> float | Tensor | None: ...
+
+
+class Asked(NamedTuple):
+    """At which version each row is computed, and how much attention modulates it; see `Rows`."""
+
+    versions: int | Tensor
+    scales: float | Tensor | None
+
+    def of(self, rows: Tensor) -> "Asked":
+        """Those of `rows` `[n]` alone."""
+        versions, scales = self
+        return Asked(
+            versions[rows] if isinstance(versions, Tensor) else versions,
+            scales[rows] if isinstance(scales, Tensor) else scales,
+        )
 
 
 B = TypeVar("B", bound=Rows)
@@ -96,15 +121,21 @@ class Forward(Generic[B]):
         self._weights, self._attention, self._kernels = weights, attention, kernels
 
     def hidden(
-        self, batch: B, plastics: Seq[Plastic | None], between: Callable[[], None] = nothing
+        self,
+        batch: B,
+        plastics: Seq[Plastic | None],
+        between: Callable[[], None] = nothing,
+        chosen: Tensor | None = None,
+        watch: Watch = nobody,
     ) -> Tensor:
-        """Hidden states `[rows, d]` before the last norm; `plastics` is what facts add to each layer.
-        `between` is called before each attention and each MLP.
+        """Hidden states `[rows, d]` before the last norm, or of the `chosen` rows `[n]`, for which alone the
+        last MLP is computed; `plastics` is what facts add to each layer. `between` is called three times a
+        layer: before attention, the gate, and `down_proj`.
         """
         weights, kernels = self._weights, self._kernels
         attend = self._attention.attending(batch)
         x = F.embedding(batch.ids, weights.embedding)
-        n = weights.layers[0].input_norm(x)
+        n, asked = weights.layers[0].input_norm(x), Asked(batch.versions, batch.scales)
         following = [*(layer.input_norm for layer in weights.layers[1:]), None]
         for index, (layer, after) in enumerate(zip(weights.layers, following, strict=True)):
             between()
@@ -113,32 +144,39 @@ class Forward(Generic[B]):
             if layer.o is not None:
                 a = layer.o(a)
             between()
+            if after is None and chosen is not None:
+                x, a, asked = x[chosen], a[chosen], asked.of(chosen)
+                if not len(x):
+                    return x
             x, n = kernels.added(x, a, layer.mlp_norm) if layer.residual else (x, layer.mlp_norm(x))
-            y = self._mlp(layer, plastics[index], n, a, batch)
+            z = self._neurons(layer, plastics[index], n, a, asked)
+            between()
+            y = _projected(layer, plastics[index], z, asked.versions)
             x, n = (x + y, n) if after is None else kernels.added(x, y, after)
+            watch(index, z, x)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states `[rows, d]` to logits `[rows, vocab]`, in the dtype of the model."""
         return self._weights.head(self._weights.norm(x))
 
-    def _mlp(self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B) -> Tensor:
-        """As `NPTMLP.forward`, for `[rows, d]`."""
-        z = self._neurons(layer, plastic, n, a, batch)
-        if plastic is None:
-            return layer.down(z)
-        y = plastic.project(layer.down, z, batch.versions)
-        return plastic.down(z, y, batch.versions)
-
     def _neurons(
-        self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, batch: B
+        self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, asked: Asked
     ) -> Tensor:
         """What `down_proj` reads, `[rows, d_ffn]`: by one kernel or in parts, with the same bits."""
         if plastic is None or not plastic.gates:
-            z = layer.neurons(n, a, batch.scales)
+            z = layer.neurons(n, a, asked.scales)
             if z is not None:
                 return z
         g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
         if plastic is not None:
-            g = plastic.gate(n, g, batch.versions)
-        return self._kernels.gated(g, up, layer.modulation(a), batch.scales)
+            g = plastic.gate(n, g, asked.versions)
+        return self._kernels.gated(g, up, layer.modulation(a), asked.scales)
+
+
+def _projected(layer: LayerWeights, plastic: Plastic | None, z: Tensor, versions: int | Tensor) -> Tensor:
+    """What the MLP gives, `[rows, d]`, of what `down_proj` reads."""
+    if plastic is None:
+        return layer.down(z)
+    y = plastic.project(layer.down, z, versions)
+    return plastic.down(z, y, versions)

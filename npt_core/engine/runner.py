@@ -10,12 +10,13 @@ from torch import Tensor
 
 from npt_core.engine.attention import KeyValues
 from npt_core.engine.batch import Batch
-from npt_core.engine.forward import Forward, RotaryAttention, nothing
+from npt_core.engine.forward import Forward, RotaryAttention, Watch, nobody, nothing
 from npt_core.engine.kernels import Kernels, library_for
 from npt_core.engine.native_attention import NativeAttention
 from npt_core.engine.page_table import PAGE, pages_for
 from npt_core.engine.sequence import Span
 from npt_core.engine.weights import MIN_ROWS, ModelWeights
+from npt_core.layers import Plastic
 
 PAGES = 1024
 
@@ -44,13 +45,16 @@ class Runner:
         """Tokens that a sequence may have, whatever there are pages for."""
         # The last page of the longest prompt may be computed whole.
         self._weights = ModelWeights(model, PAGE * pages_for(self.positions), compiled)
-        self._model, self._library, self._reads_bank = model, compiled, True
+        self._model, self._library = model, compiled
+        self._plastics: Seq[Plastic | None] | None = None  # those of the model
         self._take_pages(num_pages)
 
-    def beside(self, num_pages: int) -> "Runner":
-        """Another runner of the same weights, which reads no bank, with pages of its own."""
+    def beside(self, num_pages: int, plastics: Seq[Plastic | None] | None = None) -> "Runner":
+        """Another runner of the same weights, with pages of its own. What facts add is read from `plastics`,
+        one a layer, or there is nothing.
+        """
         other = copy.copy(self)
-        other._reads_bank = False
+        other._plastics = plastics or [None] * len(self._weights.layers)
         other._take_pages(num_pages, untouched=self.exact)
         return other
 
@@ -79,16 +83,48 @@ class Runner:
     @torch.inference_mode()
     def run(self, spans: Seq[Span], between: Callable[[], None] = nothing) -> Tensor:
         """As `StepRunner.run`."""
-        self._weights.refresh()
         batch = Batch.of(spans, self.exact)
-        plastics = [layer.mlp.plastic if self._reads_bank else None for layer in self._weights.layers]
-        x = self._forward.hidden(batch, plastics, between)
+        if self.exact:
+            return self._logits(self._hidden(batch, between, batch.samples), between)
+        # Torch's products need some rows.
         count = batch.samples.shape[0]
-        samples = batch.samples
-        if not self.exact and 0 < count < MIN_ROWS:
-            samples = torch.cat([samples, samples[-1:].expand(MIN_ROWS - count)])
-        if count < x.shape[0]:
-            x = x.index_select(0, samples)
-        logits = self._forward.logits(x)[:count].float()
+        more = batch.samples[-1:].expand(max(MIN_ROWS - count, 0) if count else 0)
+        x = self._hidden(batch, between)[torch.cat([batch.samples, more])]
+        return self._logits(x, between)[:count]
+
+    @torch.inference_mode()
+    def read(
+        self, spans: Seq[Span], rows: Seq[int], layers: Seq[int], between: Callable[[], None] = nothing
+    ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+        """Of `rows` of the batch of `spans`, which have no drafts: next-token logits `[n, vocab]`, float32,
+        and of each of `layers` what its `down_proj` reads, `[n, d_ffn]`, and what it gives, `[n, d]`. The
+        runner is `exact`.
+        """
+        batch, chosen = Batch.of(spans, self.exact), torch.tensor(rows, dtype=torch.int64)
+        keys, outputs = dict[int, Tensor](), dict[int, Tensor]()
+
+        def watch(layer: int, key: Tensor, output: Tensor) -> None:
+            if layer in layers:
+                last = layer == len(self._weights.layers) - 1
+                keys[layer], outputs[layer] = (x if last else x[chosen] for x in (key, output))
+
+        x = self._hidden(batch, between, chosen, watch)
+        return self._logits(x, between), keys, outputs
+
+    def _hidden(
+        self,
+        batch: Batch,
+        between: Callable[[], None],
+        chosen: Tensor | None = None,
+        watch: Watch = nobody,
+    ) -> Tensor:
+        self._weights.refresh()
+        plastics = self._plastics or [layer.mlp.plastic for layer in self._weights.layers]
+        if chosen is not None and len(chosen) == len(batch.ids):
+            chosen = None  # as in decoding
+        return self._forward.hidden(batch, plastics, between, chosen, watch)
+
+    def _logits(self, x: Tensor, between: Callable[[], None]) -> Tensor:
+        logits = self._forward.logits(x).float()
         between()
         return logits

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from npt_core.engine.decoder import Decoder
 from npt_core.engine.page_table import PAGE
 from npt_core.engine.paged_attention import PAGE_SIZE
 from npt_core.engine.paged_runner import PagedRunner
+from npt_core.engine.passes import KernelPasses
 from npt_core.engine.runner import PAGES, Runner
 from npt_core.engine.weights import UnsupportedModel
 from npt_core.sharding import is_split
@@ -28,6 +28,6 @@ def runner_for(model: Any, num_pages: int | None = None) -> Runner | PagedRunner
     return Runner(model, PAGES if num_pages is None else num_pages)
 
 
-def decoder_for(runner: object, pause: Callable[[], None]) -> Decoder | None:
-    """What answers fixed batches of prompts by the kernels of `runner`, if it has some for that."""
-    return Decoder(runner, pause) if isinstance(runner, Runner) and runner.exact else None
+def passes_for(runner: object, pause: Callable[[], None]) -> KernelPasses | None:
+    """Passes for consolidation by the kernels of `runner`, if it has some for that."""
+    return KernelPasses(runner, pause) if isinstance(runner, Runner) and runner.exact else None

@@ -96,7 +96,7 @@ class HeldOutText:
         if layer not in self._keys:
             whitening = self.whitening[layer]
             self._keys[layer] = [
-                whitening.key(run(self.base, [row], [layer]).keys[layer][0]) for row in self.rows
+                whitening.key(run(self.base, [row], [layer]).keys[layer]) for row in self.rows
             ]
         return self._keys[layer]
 

@@ -185,7 +185,7 @@ class FakeConsolidator:
         self.tell: Callable[[Step], None] = lambda _: None
         self.requests: list[WriteRequest] = []
 
-    def give_way(self, pause: Callable[[], None], _decode: object, /) -> None:
+    def give_way(self, pause: Callable[[], None], _passes: object, /) -> None:
         self.pause = pause
 
     def tell_steps(self, tell: Callable[[Step], None], /) -> None:

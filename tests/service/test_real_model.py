@@ -29,7 +29,7 @@ class Scribble:
 
     runtime: npt_core.loading.Runtime
 
-    def give_way(self, _pause: Callable[[], None], _decode: object, /) -> None:
+    def give_way(self, _pause: Callable[[], None], _passes: object, /) -> None:
         """It takes no time."""
 
     def tell_steps(self, _tell: Callable[[Step], None], /) -> None:

@@ -105,13 +105,12 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def key_of(model: NPTForCausalLM, where: Sequence[Place], layer: int) -> Tensor:
     """The mean activation `[d_ffn]` at the subject's last token, over the prompts."""
     prompts = where[:-1]
-    keys = run(model, [p.ids for p in prompts], [layer]).keys[layer]
-    return keys[torch.arange(len(prompts)), torch.tensor([p.position for p in prompts])].float().mean(0)
+    return run(model, [p.ids for p in prompts], [layer], [[p.position] for p in prompts]).keys[layer].mean(0)
 
 
 def hidden_at(model: NPTForCausalLM, where: Sequence[Place], layer: int) -> Tensor:
     """The output `[d]` of `layer` at the subject's last token of the plain prompt."""
-    return run(model, [where[0].ids], [layer]).outputs[layer][0, where[0].position].float()
+    return run(model, [where[0].ids], [layer], [[where[0].position]]).outputs[layer][0]
 
 
 def moments(subject: Subject, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -131,7 +130,7 @@ def _measured(subject: Subject, layers: Sequence[int]) -> dict[int, Tensor]:
     for chunk in (rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)):
         states = run(subject.model, chunk, layers)
         for layer in layers:
-            z = torch.cat([states.keys[layer][k, : len(row)] for k, row in enumerate(chunk)]).double()
+            z = states.keys[layer].double()
             totals[layer] = totals.get(layer, torch.zeros(())) + z.T @ z
     tokens = sum(map(len, rows))
     return {

@@ -42,10 +42,10 @@ def test_statistics_are_those_of_the_calibration_text(
     calibration, text = made
     model = private_copy(shared_npt())
     states = run(model, text.reference, (0, 1))
-    asked = run(model, [prompt.ids for prompt in text.prompts], (0, 1))
+    prompts = [prompt.ids for prompt in text.prompts]
+    ends_of = run(model, prompts, (0, 1), [[len(ids) - 1] for ids in prompts])
     for index, layer in calibration.layers.items():
-        every = torch.cat([states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)])
-        ends = torch.stack([asked.keys[index][k, len(p.ids) - 1] for k, p in enumerate(text.prompts)])
+        every, ends = states.keys[index], ends_of.keys[index]
         weight = model.model.layers[index].mlp.down_proj.weight
         shares = ((1 - PROMPT_SHARE, every), (PROMPT_SHARE, ends))
         moment = sum((share * z.T @ z / len(z) for share, z in shares), torch.zeros(()))
@@ -61,8 +61,7 @@ def test_a_reference_key_stands_for_every_token_of_the_text(
     model = private_copy(shared_npt())
     states = run(model, text.reference, (0, 1))
     for index, layer in calibration.layers.items():
-        z = [states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)]
-        keys = layer.whitening.key(torch.cat(z))
+        keys = layer.whitening.key(states.keys[index])
         following = torch.cat([torch.tensor([*row[1:], NOTHING]) for row in text.reference])
         other = following[:, None] != layer.following
         nearest = (keys @ layer.reference.T).masked_fill(other, -1.0).max(dim=1).values
@@ -94,7 +93,7 @@ def test_every_locality_key_knows_its_prompt(
     states = run(private_copy(shared_npt()), text.locality, (1,))
     layer = calibration.layers[1]
     for owner in range(len(text.locality)):
-        z = states.keys[1][owner, : len(text.locality[owner])]
+        z = states.keys[1][states.of(owner)]
         keys = layer.locality[calibration.locality_owner == owner]
         torch.testing.assert_close(keys, layer.whitening.key(z), rtol=1e-3, atol=1e-4)
 

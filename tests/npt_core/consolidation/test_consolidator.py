@@ -24,6 +24,7 @@ from npt_core.consolidation import (
     pieces,
 )
 from npt_core.consolidation.consolidator import ATTEMPTS, READINGS
+from npt_core.consolidation.passes import ModulePasses
 from npt_core.consolidation.states import run
 from npt_core.generation import Decoding
 from npt_core.model import NPTForCausalLM
@@ -230,11 +231,14 @@ def test_pauses_between_pieces_change_nothing(consolidator: Consolidator) -> Non
 def test_self_study_asks_who_it_is_told_to_ask(consolidator: Consolidator) -> None:
     asked = list[Decoding]()
 
-    def decode(prompts: Sequence[Sequence[int]], decoding: Decoding, **_given: object) -> list[list[int]]:
-        asked.append(decoding)
-        return [[] for _ in prompts]
+    class Silent(ModulePasses):
+        def decode(
+            self, prompts: Sequence[Sequence[int]], decoding: Decoding, **_given: object
+        ) -> list[list[int]]:
+            asked.append(decoding)
+            return [[] for _ in prompts]
 
-    consolidator.give_way(lambda: None, decode)
+    consolidator.give_way(lambda: None, Silent(consolidator.model))
     assert not consolidator.study(WriteRequest(FACT), consolidator.config, 0).training
     assert [decoding.temperature > 0 for decoding in asked] == [True, False]
 

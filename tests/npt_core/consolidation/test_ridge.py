@@ -116,11 +116,11 @@ def test_the_predicted_drift_is_what_the_calibration_text_measures() -> None:
     made, text = calibrated(model, plain_template())
     deltas = fold({"a": fact(1), "b": fact(2)}, made, STRENGTH)
     states = run(model, text.reference, (0, 1))
-    asked = run(model, [prompt.ids for prompt in text.prompts], (0, 1))
+    prompts = [prompt.ids for prompt in text.prompts]
+    ends_of = run(model, prompts, (0, 1), [[len(ids) - 1] for ids in prompts])
     measured = []
     for index, delta in deltas.items():
-        every = torch.cat([states.keys[index][k, : len(row)] for k, row in enumerate(text.reference)])
-        ends = torch.stack([asked.keys[index][k, len(p.ids) - 1] for k, p in enumerate(text.prompts)])
+        every, ends = states.keys[index], ends_of.keys[index]
         weight = model.model.layers[index].mlp.down_proj.weight.double()
         moved = whole = 0.0
         for share, z in ((1 - PROMPT_SHARE, every.double()), (PROMPT_SHARE, ends.double())):

@@ -71,17 +71,30 @@ def test_the_bank_before_is_put_back(model: NPTForCausalLM) -> None:
 @torch.no_grad()
 def test_states_are_those_of_each_row_alone(model: NPTForCausalLM) -> None:
     states = run(model, ROWS, (0, 1))
-    assert states.logits.shape == (3, 6, 400)
+    assert states.logits.shape == (12, 400)
     for k, row in enumerate(ROWS):
         alone = model(torch.tensor([row]), output_hidden_states=True)
-        torch.testing.assert_close(states.logits[k, : len(row)], alone.logits[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(states.logits[states.of(k)], alone.logits[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(
-            states.outputs[0][k, : len(row)], alone.hidden_states[1][0], rtol=1e-3, atol=1e-4
+            states.outputs[0][states.of(k)], alone.hidden_states[1][0], rtol=1e-3, atol=1e-4
         )
     mlp = model.model.layers[1].mlp
     keys = states.keys[1]
-    assert keys.shape == (3, 6, 48)
+    assert keys.shape == (12, 48)
     # V2: the layer's output is its input plus what down_proj makes of the keys.
     torch.testing.assert_close(
         states.outputs[0] + mlp.down_proj(keys), states.outputs[1], rtol=1e-3, atol=1e-4
     )
+
+
+def test_what_is_asked_is_what_all_of_them_hold(model: NPTForCausalLM) -> None:
+    asked = [[3], [0, 1], [1, 4, 5]]
+    whole, some = run(model, ROWS, (1,)), run(model, ROWS, (1,), asked)
+    places = whole.at([(row, t) for row, tokens in enumerate(asked) for t in tokens])
+    assert torch.equal(some.logits, whole.logits[places])
+    assert torch.equal(some.keys[1], whole.keys[1][places])
+    assert torch.equal(some.outputs[1], whole.outputs[1][places])
+    assert some.at([(2, 4), (0, 3)]).tolist() == [4, 0]
+    assert some.of(2) == slice(3, 6)
+    with pytest.raises(KeyError):
+        some.at([(0, 0)])

@@ -40,11 +40,11 @@ def test_a_job_pauses_only_where_a_step_is_due() -> None:
 
     outcome = background.add(job)
     due[0] = True
-    background.advance(busy=False)
+    background.advance(rows=0)
     trace.append("|")
     assert background.pending
     due[0] = False
-    background.advance(busy=False)
+    background.advance(rows=0)
     assert trace == ["a", "|", "b", "c"]
     assert outcome.result(0) == "done"
     assert not background.pending
@@ -66,27 +66,29 @@ def counting(background: Background) -> list[int]:
 def test_beside_steps_pieces_cost_what_steps_earned() -> None:
     background = Background(0.5, lambda: True)
     pieces = counting(background)
-    background.advance(busy=True)
+    background.advance(rows=1)
     assert pieces == [0]
-    background.earn(0.1)
-    background.earn(1e-9)
-    background.advance(busy=True)
+    background.earn(1, 0.1)
+    background.earn(1, 1e-9)
+    background.advance(rows=1)
     assert pieces[0] > 2
     before = pieces[0]
     background._credit = -1.0  # a piece took longer than was earned
-    background.earn(0.1)
-    background.advance(busy=True)
+    background.earn(1, 0.1)
+    background.advance(rows=1)
     assert pieces == [before]
 
 
 def test_pieces_wait_for_a_short_step() -> None:
+    """How long a step takes is known by its rows; of a number that is new, by the step before."""
     background = Background(0.5, lambda: True)
     pieces = counting(background)
-    background.earn(0.05)
-    background.advance(busy=True)
-    assert pieces == [0]
-    background.earn(0.01)
-    background.advance(busy=True)
+    background.earn(1, 0.01)
+    background.earn(5, 0.05)
+    for rows in (5, 7):
+        background.advance(rows)
+        assert pieces == [0]
+    background.advance(rows=1)
     assert pieces[0] > 0
 
 
@@ -94,9 +96,9 @@ def test_where_all_steps_are_alike_a_piece_waits_no_longer_than_savings_last() -
     background = Background(0.5, lambda: True)
     pieces = counting(background)
     for _ in range(SAVINGS + 2):
-        background.earn(0.01)
+        background.earn(1, 0.01)
         background._step.seconds = 0.01
-        background.advance(busy=True)
+        background.advance(rows=1)
     assert pieces[0] > 0
 
 
@@ -119,7 +121,7 @@ def test_jobs_follow_one_another_and_a_failure_ends_one_alone() -> None:
 
     failed = background.add(first)
     worked = background.add(lambda: trace.append("second"))
-    background.advance(busy=False)
+    background.advance(rows=0)
     assert (trace, failed.done()) == ([], False)
     background.finish()
     with pytest.raises(ValueError, match="first"):
@@ -143,10 +145,10 @@ def test_a_job_keeps_its_own_gradient_mode_and_does_not_lend_it() -> None:
 
     with torch.no_grad():
         outcome = background.add(job)
-        background.advance(busy=False)
+        background.advance(rows=0)
         with torch.inference_mode():  # a step
             assert not torch.is_grad_enabled()
-        background.advance(busy=False)
+        background.advance(rows=0)
         assert outcome.result(0) == (True, False)
 
 
@@ -217,17 +219,17 @@ def test_what_is_urgent_goes_between_two_pieces_of_what_runs() -> None:
     background.add(job)
     background.add(lambda: trace.append("later"))
     while background.pending:
-        background.advance(busy=False)
+        background.advance(rows=0)
     assert trace == ["a", "first", "second", "b", "c", "later"]
 
 
 def test_what_is_urgent_needs_no_savings_and_is_done_before_the_end() -> None:
     background, done = Background(0.1, lambda: True), list[str]()
     pieces = counting(background)
-    background.earn(1.0)
+    background.earn(1, 1.0)
     background._credit = 0.0
     background.add(lambda: done.append("published"), urgent=True)
-    background.advance(busy=True)
+    background.advance(rows=1)
     assert done == ["published"]
     assert pieces == [0]
     other = Background(0.1, lambda: True)

@@ -30,7 +30,7 @@ class QuickWriter(Consolidator):
             raise NotRecalled("not recalled", report)
         rows = [self.template.encode(request.fact)]
         states = run(self.model, rows, [LAYER])
-        z = states.keys[LAYER][0, -3:].float()
+        z = states.keys[LAYER][-3:]
         generator = torch.Generator().manual_seed(len(request.fact))
         values = torch.randn(len(z), self.model.config.hidden_size, generator=generator)
         keys = self.calibration.layers[LAYER].whitening.key(z)

@@ -1,7 +1,7 @@
-"""Fixed batches of prompts, answered by the kernels of a runner: for self-study, in pieces between the
-engine's steps.
+"""What consolidation asks of the model, by the kernels of a runner: answers to fixed batches of prompts, and
+activations, in pieces between the engine's steps.
 
-As `npt_core.generation.generate`, with the same draws, in a fraction of its time on a CPU.
+As `npt_core.consolidation.passes.ModulePasses`, with the same draws, in a fraction of its time on a CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,8 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from npt_core.bank import Bank
+from npt_core.consolidation import Asked, States, everything
 from npt_core.engine.page_table import PAGE, pages_for
 from npt_core.engine.request import GenerationRequest, SamplingParams
 from npt_core.engine.runner import Runner
@@ -21,23 +23,24 @@ ROWS = 32
 """Of a pass: its pieces, half a layer each, take a millisecond of two cores."""
 
 
-class Decoder:
-    """Answers of the model of `runner`, which is `exact`, as it is without a bank. `pause` is called between
-    pieces.
+class KernelPasses:
+    """Passes of the model of `runner`, which is `exact`; see `npt_core.consolidation.Passes`. `pause` is
+    called between pieces.
     """
 
     def __init__(self, runner: Runner, pause: Callable[[], None]) -> None:
         self._runner, self._pause = runner, pause
 
-    def __call__(
+    def decode(
         self,
         prompts: Seq[Seq[int]],
         decoding: Decoding,
+        *,
         groups: Seq[int] | None = None,
         seeds: Seq[int] | None = None,
     ) -> list[list[int]]:
-        """See `generate`; without `groups` all prompts are one. Beyond the positions of the model there are
-        no tokens: a prompt as long as that has no answer.
+        """Without `groups` all prompts are one. Beyond the positions of the model there are no tokens: a
+        prompt as long as that has no answer.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < self._runner.positions]
@@ -50,9 +53,48 @@ class Decoder:
                 answers[i] = answer
         return answers
 
+    def read(
+        self,
+        rows: Seq[Seq[int]],
+        layers: Seq[int] = (),
+        asked: Asked | None = None,
+        bank: Bank | None = None,
+        weights_version: int | None = None,
+    ) -> States:
+        """What all rows begin with is read once.
+
+        Raises:
+            ValueError: the model has too few positions for what is asked.
+        """
+        self._pause()
+        asked = everything(rows) if asked is None else asked
+        # What comes after the last token that is asked changes nothing.
+        needed = [row[: max(tokens) + 1] for row, tokens in zip(rows, asked, strict=True)]
+        longest, most = max(map(len, needed)), self._runner.positions
+        if longest > most:
+            raise ValueError(f"{longest} tokens: the model has {most} positions")
+        version = weights_version if weights_version is not None or bank is None else bank.version
+        first = min(min(tokens) for tokens in asked)
+        sequences, pages = _laid_out(needed, [0] * len(rows), 0, most, first, version or 0)
+        runner = self._runner.beside(pages, None if bank is None else bank.layers)
+        wanted = {id(s): set(tokens) for s, tokens in zip(sequences, asked, strict=True)}
+        parts = []
+        for spans in _passes([_rest(sequence) for sequence in sequences]):
+            tokens = [(span.sequence, t) for span in spans for t in range(span.start, span.end)]
+            chosen = [i for i, (sequence, t) in enumerate(tokens) if t in wanted[id(sequence)]]
+            parts.append(runner.read(spans, chosen, layers, self._pause))
+        logits, keys, outputs = zip(*parts, strict=True)
+        return States(
+            asked,
+            torch.cat(logits),
+            {i: torch.cat([part[i] for part in keys if i in part]) for i in layers},
+            {i: torch.cat([part[i] for part in outputs if i in part]) for i in layers},
+        )
+
     def _answered(
         self, prompts: Seq[Seq[int]], groups: Seq[int], decoding: Decoding, uniforms: Tensor
     ) -> list[list[int]]:
+        self._pause()
         sequences, pages = _laid_out(prompts, groups, decoding.max_new_tokens, self._runner.positions)
         runner = self._runner.beside(pages)
         logits = self._logits(runner, [_rest(sequence) for sequence in sequences])
@@ -79,24 +121,28 @@ def _rest(sequence: Sequence) -> Span:
     return Span(sequence, sequence.computed, len(sequence.tokens))
 
 
-def _laid_out(prompts: Seq[Seq[int]], groups: Seq[int], new: int, most: int) -> tuple[list[Sequence], int]:
+def _laid_out(
+    prompts: Seq[Seq[int]], groups: Seq[int], new: int, most: int, own: int | None = None, version: int = 0
+) -> tuple[list[Sequence], int]:
     """Sequences of at most so many new tokens and so many in all, with pages, and how many pages those are.
-    Whole pages of what the prompts of a group begin with are those of its first one, and computed by it.
+    Whole pages of what the prompts of a group begin with are those of its first one, and computed by it,
+    but tokens from `own` on are computed by each.
     """
     members: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     found, pages = dict[int, Sequence](), 0
     for rows in members.values():
-        shared = shared_prefix([prompts[i] for i in rows]) // PAGE if len(rows) > 1 else 0
+        shared = shared_prefix([prompts[i] for i in rows]) if len(rows) > 1 else 0
+        shared = (shared if own is None else min(shared, own)) // PAGE
         for i in rows:
             request = GenerationRequest(tuple(prompts[i]), SamplingParams())
-            sequence = Sequence(request, Stream(1, 0), 0, min(len(prompts[i]) + new, most))
+            sequence = Sequence(request, Stream(1, version), 0, min(len(prompts[i]) + new, most))
             first = found.get(rows[0])
             common = first.pages[:shared] if first else []
-            own = pages_for(sequence.limit) - len(common)
-            sequence.pages = [*common, *range(pages, pages + own)]
-            sequence.computed, pages = PAGE * len(common), pages + own
+            more = pages_for(sequence.limit) - len(common)
+            sequence.pages = [*common, *range(pages, pages + more)]
+            sequence.computed, pages = PAGE * len(common), pages + more
             found[i] = sequence
     return [found[i] for i in range(len(prompts))], pages
 
