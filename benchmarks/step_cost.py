@@ -7,29 +7,18 @@ reading one prompt of that length, by turns.
 """
 
 import argparse
-import random
 import statistics
 import time
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
-from npt_core.engine import GenerationRequest, Runner, SamplingParams, Sequence, Span, Stream
+from npt_core.bench.steps import decoding, sequences
+from npt_core.engine import Runner, Span
 from npt_core.engine.kernels import library_for
 from npt_core.engine.page_table import pages_for
 from npt_core.loading import load_runtime
 
 ROWS = (1, 4, 16, 64)
-
-
-def sequences(count: int, length: int, vocabulary: int, page: int) -> list[Sequence]:
-    """Prompts of random tokens, with pages for a token more each."""
-    draw, each, found = random.Random(0), pages_for(length + 1), []
-    for number in range(count):
-        prompt = tuple(draw.randrange(vocabulary) for _ in range(length))
-        sequence = Sequence(GenerationRequest(prompt, SamplingParams()), Stream(1, 0), 0, length + page)
-        sequence.pages = list(range(number * each, (number + 1) * each))
-        found.append(sequence)
-    return found
 
 
 def medians_ms(runners: Seq[Runner], spans: Seq[Span], repeats: int) -> list[float]:
@@ -56,13 +45,7 @@ def main() -> None:
     print(f"| step | {'torch' if kernels is None else kernels.unit} ms | torch ms |\n|---|---|---|")
     for count in ROWS:
         asked = sequences(count, given.length, model.config.vocab_size, runners[0].page_size)
-        for sequence in asked:
-            for runner in runners:
-                runner.run([Span(sequence, 0, given.length)])
-            sequence.computed = given.length
-            sequence.tokens.append(1)
-        spans = [Span(sequence, given.length, given.length + 1) for sequence in asked]
-        compiled, plain = medians_ms(runners, spans, given.repeats)
+        compiled, plain = medians_ms(runners, decoding(runners, asked), given.repeats)
         print(f"| {count} rows | {compiled:.1f} | {plain:.1f} |", flush=True)
     (prompt,) = sequences(1, given.length, model.config.vocab_size, runners[0].page_size)
     compiled, plain = medians_ms(runners, [Span(prompt, 0, given.length)], given.repeats)

@@ -193,7 +193,7 @@ def _overhead(
     found = []
     for count in streams:
         tell(f"{NPT} and {PLAIN} by turns, {count} streams")
-        found.append(measure_overhead(runtime.model, runtime.bank, plain, count, seconds))
+        found.append(measure_overhead(runtime.model, plain, count, seconds))
     return found
 
 

@@ -12,7 +12,7 @@ from npt_core.engine import alone, passes_for
 from npt_core.loading import load_runtime
 from npt_core.placement import Device, DType
 
-TURNS = 3
+TURNS = 5
 
 
 def measure_interference(

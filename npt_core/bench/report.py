@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from npt_core.bench.plot import draw
@@ -69,10 +70,11 @@ def _load(figures: Mapping[str, Any]) -> list[object]:
 
 def _overhead(found: Iterable[Mapping[str, Any]]) -> str:
     return _table(
-        ["streams", "NPT over plain Llama, tokens/s: median of turns", "least, most"],
+        ["streams", "a step of NPT, ms", "of the plain Llama, ms", "ratio: median of turns", "least, most"],
         [
             (
                 line["streams"],
+                *(_ms(median(line[f"{who}_step_s"]), 2) for who in ("npt", "plain")),
                 f"{line['ratio_p50']:.3f}",
                 f"{line['ratio_least']:.3f}, {line['ratio_most']:.3f}",
             )
