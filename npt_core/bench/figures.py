@@ -58,14 +58,15 @@ class Rounds:
     def __post_init__(self) -> None:
         self.answered(self.seed)
 
-    def go_on(self, seconds: float) -> None:
-        """For at least so many seconds, and one round."""
-        begin, took = time.perf_counter(), 0.0
+    def go_on(self, seconds: float) -> Figures:
+        """For at least so many seconds, and one round; the figures of these alone."""
+        begin, took, before = time.perf_counter(), 0.0, len(self.answers)
         while not took or took < seconds:
             self.seed += 1
             self.answers += self.answered(self.seed)
             took = time.perf_counter() - begin
         self.wall_s += took
+        return Figures.of(self.streams, self.answers[before:], took)
 
     @property
     def figures(self) -> Figures:

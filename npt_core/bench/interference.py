@@ -6,20 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from npt_core.bench.figures import Rounds
 from npt_core.bench.load import load_of, running
 from npt_core.bench.writers import Writer
 from npt_core.engine import alone, passes_for
 from npt_core.loading import load_runtime
 from npt_core.placement import Device, DType
 
-TURNS = 5
+TURNS = 7
 
 
 def measure_interference(
     model: Path, cache: Path, device: Device, dtype: DType, streams: int, seconds: float
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures without a writer, figures beside one, and what it wrote; by turns of `seconds` each, so that
-    what else the machine does meanwhile falls on both.
+    what else the machine does meanwhile falls on both. What it wrote comes with how many times as long it
+    made the slowest hundredth of tokens wait, by turn.
 
     The model is loaded anew: every number of streams begins with an empty bank.
     """
@@ -29,16 +31,19 @@ def measure_interference(
         runtime.consolidator.give_way(engine.pause, passes_for(engine.runner, engine.pause))
         writer = Writer(runtime, engine)
         without, beside = (load_of(engine, streams, vocabulary, seed) for seed in (0, 1_000_000))
-        for _ in range(TURNS):
-            without.go_on(seconds)
-            with writer:
-                beside.go_on(seconds)
-    done = writer.outcome
-    return (
-        asdict(without.figures),
-        asdict(beside.figures),
-        written(streams, done.written, {"refused": done.refused}, done.seconds, done.publications),
-    )
+        turns = [_turn(without, beside, writer, seconds) for _ in range(TURNS)]
+    done, refused = writer.outcome, {"refused": writer.outcome.refused}
+    outcome = written(streams, done.written, refused, done.seconds, done.publications)
+    return asdict(without.figures), asdict(beside.figures), outcome | {"waits": turns}
+
+
+def _turn(without: Rounds, beside: Rounds, writer: Writer, seconds: float) -> float:
+    before = without.go_on(seconds)
+    with writer:
+        after = beside.go_on(seconds)
+    assert before.inter_token_p99_s is not None  # no answer has less than two tokens
+    assert after.inter_token_p99_s is not None
+    return after.inter_token_p99_s / before.inter_token_p99_s
 
 
 def written(

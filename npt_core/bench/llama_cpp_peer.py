@@ -115,6 +115,7 @@ class LlamaCpp:
         settings.n_seq_max = streams
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = 0  # GGML_TYPE_F32
+        settings.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED: it rounds to half precision inside
         context = api.llama_init_from_model(self._model, settings)
         if not context:
             api.llama_model_free(self._model)

@@ -106,7 +106,14 @@ def _bound(line: Mapping[str, Any]) -> list[str]:
 
 def _writing(found: Iterable[Mapping[str, Any]]) -> str:
     return _table(
-        ["beside streams", "facts written", "refused", "a fact took p50, max s", "bank pause p50, max ms"],
+        [
+            "beside streams",
+            "facts written",
+            "refused",
+            "a fact took p50, max s",
+            "bank pause p50, max ms",
+            "p99 between tokens, times that without: median of turns (least, most)",
+        ],
         [
             (
                 line["streams"],
@@ -114,6 +121,7 @@ def _writing(found: Iterable[Mapping[str, Any]]) -> str:
                 _reasons(line["refused"]),
                 f"{_seconds(line['write_p50_s'])}, {_seconds(line['write_max_s'])}",
                 f"{_ms(line['publication_p50_s'], 2)}, {_ms(line['publication_max_s'], 2)}",
+                _waits(line.get("waits")),
             )
             for line in found
         ],
@@ -178,6 +186,10 @@ def _plain(conditions: Mapping[str, Any]) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} x {reason}" for reason, number in counts.items()) or "0"
+
+
+def _waits(turns: Sequence[float] | None) -> str:
+    return f"{median(turns):.2f} ({min(turns):.2f}, {max(turns):.2f})" if turns else "-"
 
 
 def _ms(seconds: float | None, digits: int = 1) -> str:
