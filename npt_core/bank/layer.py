@@ -89,6 +89,11 @@ class PlasticLayer:
         return (self.share.of(left), right) if site == "gate_proj" else (left, self.share.of(right))
 
     @property
+    def empty(self) -> bool:
+        """Whether no version sees anything."""
+        return not (self.columns or self.bases or any(map(len, self.factors.values())))
+
+    @property
     def gates(self) -> bool:
         """Whether a version sees gate factors."""
         return len(self.factors["gate_proj"]) > 0

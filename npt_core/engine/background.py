@@ -16,7 +16,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
-SLOW, RATE = 0.95, 0.04
+SLOW, RATE = 0.9, 0.04
 """The share of steps, and of pieces, that a slow one is not exceeded by; how fast its estimate follows."""
 LATEST = 0.2
 """What the latest step weighs in the time that is expected of one with as many rows."""

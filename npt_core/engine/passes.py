@@ -4,8 +4,9 @@ activations, in pieces between the engine's steps.
 As `npt_core.consolidation.passes.ModulePasses`, with the same draws, in a fraction of its time on a CPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ from npt_core.engine.stream import Stream
 from npt_core.generation import Decoding, choose, shared_prefix, uniforms_of
 
 ROWS = 32
-"""Of a pass: its pieces, half a layer each, take a millisecond of two cores."""
+"""Of a pass: its pieces, a third of a layer each, take up to a millisecond of two cores."""
+
+
+class _Kept(NamedTuple):
+    """What was computed last without facts, by its tokens: `runner` has its keys and values."""
+
+    runner: Runner
+    sequences: Mapping[tuple[int, ...], Sequence]
 
 
 class KernelPasses:
@@ -30,6 +38,7 @@ class KernelPasses:
 
     def __init__(self, runner: Runner, pause: Callable[[], None]) -> None:
         self._runner, self._pause = runner, pause
+        self._kept: _Kept | None = None
 
     def decode(
         self,
@@ -61,7 +70,8 @@ class KernelPasses:
         bank: Bank | None = None,
         weights_version: int | None = None,
     ) -> States:
-        """What all rows begin with is read once.
+        """What all rows begin with is read once, and only what is asked where all of them were computed just
+        before: answers, or the same rows without a bank.
 
         Raises:
             ValueError: the model has too few positions for what is asked.
@@ -73,10 +83,12 @@ class KernelPasses:
         longest, most = max(map(len, needed)), self._runner.positions
         if longest > most:
             raise ValueError(f"{longest} tokens: the model has {most} positions")
-        version = weights_version if weights_version is not None or bank is None else bank.version
-        first = min(min(tokens) for tokens in asked)
-        sequences, pages = _laid_out(needed, [0] * len(rows), 0, most, first, version or 0)
-        runner = self._runner.beside(pages, None if bank is None else bank.layers)
+        runner, sequences = self._kept_for(needed, asked, bank) or self._new_for(needed, asked, bank)
+        version = bank.version if bank is not None and weights_version is None else weights_version
+        for sequence in sequences:
+            sequence.version = version or 0
+        if bank is not None:
+            runner = runner.reading(bank.layers)
         wanted = {id(s): set(tokens) for s, tokens in zip(sequences, asked, strict=True)}
         parts = []
         for spans in _passes([_rest(sequence) for sequence in sequences]):
@@ -90,6 +102,32 @@ class KernelPasses:
             {i: torch.cat([part[i] for part in keys if i in part]) for i in layers},
             {i: torch.cat([part[i] for part in outputs if i in part]) for i in layers},
         )
+
+    def _kept_for(
+        self, rows: Seq[Seq[int]], asked: Asked, bank: Bank | None
+    ) -> tuple[Runner, list[Sequence]] | None:
+        """All of `rows`, computed up to what is asked, if that is kept, and as it is with `bank`: keys and
+        values do not depend on what facts add in the last layer.
+        """
+        kept, each = self._kept, [tuple(row) for row in rows]
+        if kept is None or len(set(each)) < len(each) or not kept.sequences.keys() >= set(each):
+            return None
+        if bank is not None and not all(layer.empty for layer in bank.layers[:-1]):
+            return None
+        sequences = [kept.sequences[row] for row in each]
+        for sequence, tokens in zip(sequences, asked, strict=True):
+            sequence.computed = min(tokens)
+        return kept.runner, sequences
+
+    def _new_for(self, rows: Seq[Seq[int]], asked: Asked, bank: Bank | None) -> tuple[Runner, list[Sequence]]:
+        first = min(min(tokens) for tokens in asked)
+        sequences, pages = _laid_out(rows, [0] * len(rows), 0, self._runner.positions, first)
+        runner = self._runner.beside(pages)
+        self._keep(runner, sequences if bank is None else ())
+        return runner, sequences
+
+    def _keep(self, runner: Runner, sequences: Seq[Sequence]) -> None:
+        self._kept = _Kept(runner, {tuple(sequence.tokens): sequence for sequence in sequences})
 
     def _answered(
         self, prompts: Seq[Seq[int]], groups: Seq[int], decoding: Decoding, uniforms: Tensor
@@ -110,6 +148,7 @@ class KernelPasses:
             if not going:
                 break
             logits = self._logits(runner, [_rest(sequences[i]) for i in going])
+        self._keep(runner, sequences)
         return [s.tokens[s.prompt_length :] for s in sequences]
 
     def _logits(self, runner: Runner, spans: Seq[Span]) -> Tensor:
@@ -122,7 +161,7 @@ def _rest(sequence: Sequence) -> Span:
 
 
 def _laid_out(
-    prompts: Seq[Seq[int]], groups: Seq[int], new: int, most: int, own: int | None = None, version: int = 0
+    prompts: Seq[Seq[int]], groups: Seq[int], new: int, most: int, own: int | None = None
 ) -> tuple[list[Sequence], int]:
     """Sequences of at most so many new tokens and so many in all, with pages, and how many pages those are.
     Whole pages of what the prompts of a group begin with are those of its first one, and computed by it,
@@ -137,7 +176,7 @@ def _laid_out(
         shared = (shared if own is None else min(shared, own)) // PAGE
         for i in rows:
             request = GenerationRequest(tuple(prompts[i]), SamplingParams())
-            sequence = Sequence(request, Stream(1, version), 0, min(len(prompts[i]) + new, most))
+            sequence = Sequence(request, Stream(1, 0), 0, min(len(prompts[i]) + new, most))
             first = found.get(rows[0])
             common = first.pages[:shared] if first else []
             more = pages_for(sequence.limit) - len(common)

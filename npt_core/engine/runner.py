@@ -49,13 +49,18 @@ class Runner:
         self._plastics: Seq[Plastic | None] | None = None  # those of the model
         self._take_pages(num_pages)
 
-    def beside(self, num_pages: int, plastics: Seq[Plastic | None] | None = None) -> "Runner":
-        """Another runner of the same weights, with pages of its own. What facts add is read from `plastics`,
-        one a layer, or there is nothing.
+    def beside(self, num_pages: int) -> "Runner":
+        """Another runner of the same weights, with pages of its own, which reads no bank."""
+        other = self.reading(None)
+        other._take_pages(num_pages, untouched=self.exact)
+        return other
+
+    def reading(self, plastics: Seq[Plastic | None] | None) -> "Runner":
+        """The same, with the same pages, but what facts add is read from `plastics`, one a layer, or there is
+        nothing.
         """
         other = copy.copy(self)
         other._plastics = plastics or [None] * len(self._weights.layers)
-        other._take_pages(num_pages, untouched=self.exact)
         return other
 
     def _take_pages(self, num_pages: int, untouched: bool = False) -> None:

@@ -26,6 +26,19 @@ def model() -> NPTForCausalLM:
     return new_npt()
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every pass of `read`."""
+    rows, read = list[int](), Runner.read
+
+    def counting(self: Runner, spans: list[passes.Span], *given: object) -> object:
+        rows.append(sum(span.end - span.start for span in spans))
+        return read(self, spans, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "read", counting)
+    return rows
+
+
 def prompts_of(model: NPTForCausalLM, beginning: int, lengths: tuple[int, ...]) -> list[list[int]]:
     draw = torch.Generator().manual_seed(beginning)
 
@@ -124,6 +137,17 @@ def assert_pauses(model: NPTForCausalLM, pauses: list[int], count: int) -> None:
     assert {pauses.count(number) for number in range(1, count + 1)} == {whole, whole - 1}
 
 
+def columns_of(model: NPTForCausalLM) -> dict[int, Columns]:
+    draw = torch.Generator().manual_seed(6)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    d, ffn = model.config.hidden_size, model.config.intermediate_size
+    keys = torch.nn.functional.normalize(noise(20, 8), dim=-1)
+    return {i: Columns(keys, noise(20, d), torch.full((20,), 0.3), noise(20, ffn)) for i in (0, 1)}
+
+
 def facts_of(model: NPTForCausalLM) -> Bank:
     """Version 1 has columns, 2 another gate and factors of `down_proj`, 3 columns folded into it."""
     draw = torch.Generator().manual_seed(5)
@@ -133,13 +157,11 @@ def facts_of(model: NPTForCausalLM) -> Bank:
 
     d, ffn = model.config.hidden_size, model.config.intermediate_size
     bank = Bank(model, {i: Whitening(noise(ffn) / 10, noise(ffn, 8)) for i in (0, 1)})
-    keys = torch.nn.functional.normalize(noise(20, 8), dim=-1)
-    columns = {i: Columns(keys, noise(20, d), torch.full((20,), 0.3), noise(20, ffn)) for i in (0, 1)}
     factors: dict[tuple[int, Site], Factors] = {
         (0, "gate_proj"): Factors(noise(2, ffn) / 5, noise(2, d)),
         (1, "down_proj"): Factors(noise(2, d) / 5, noise(2, ffn)),
     }
-    bank.publish(1, {"a": FactWeights(columns)})
+    bank.publish(1, {"a": FactWeights(columns_of(model))})
     bank.publish(2, {"b": FactWeights(factors=factors)})
     bank.publish(3, {}, ["a"], {0: noise(d, ffn).double() / 20})
     return bank
@@ -193,25 +215,18 @@ def test_what_is_read_can_be_learned_from(model: NPTForCausalLM) -> None:
 
 
 def test_what_rows_begin_with_is_read_once_and_nothing_after_what_is_asked(
-    model: NPTForCausalLM, monkeypatch: pytest.MonkeyPatch
+    model: NPTForCausalLM, counted: list[int]
 ) -> None:
-    rows, pauses = list[int](), list[int]()
-    read = Runner.read
-
-    def counted(self: Runner, spans: list[passes.Span], *given: object) -> object:
-        rows.append(sum(span.end - span.start for span in spans))
-        return read(self, spans, *given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Runner, "read", counted)
-    reader = by_kernels(model, lambda: pauses.append(len(rows)))
+    pauses = list[int]()
+    reader = by_kernels(model, lambda: pauses.append(len(counted)))
     prompts = prompts_of(model, 20, (90, 33, 1))
     reader.read(prompts, asked=[[50], [45, 52], [20]])
-    assert max(rows) == passes.ROWS
-    assert sum(rows) == 51 + (53 - PAGE) + (21 - PAGE)
-    assert_pauses(model, pauses, len(rows))
-    rows.clear()
+    assert max(counted) == passes.ROWS
+    assert sum(counted) == 51 + (53 - PAGE) + (21 - PAGE)
+    assert_pauses(model, pauses, len(counted))
+    counted.clear()
     reader.read(prompts, asked=[[50], [3], [20]])  # a token that is asked is read by its own row
-    assert sum(rows) == 51 + 4 + 21
+    assert sum(counted) == 51 + 4 + 21
 
 
 def test_more_tokens_than_positions_are_refused(model: NPTForCausalLM) -> None:
@@ -222,3 +237,55 @@ def test_more_tokens_than_positions_are_refused(model: NPTForCausalLM) -> None:
         reader.read([[3], row])
     whole = reader.read([row], asked=[[most - 1]])
     agree(whole, ModulePasses(private_copy(model)).read([row], asked=[[most - 1]]))
+
+
+def test_answers_just_given_are_read_from_their_first_token_on(
+    model: NPTForCausalLM, counted: list[int]
+) -> None:
+    """As the teacher's are; not where one of them was not given, or twice."""
+    prompts, reader = prompts_of(model, 20, (4, 9, 30)), by_kernels(model)
+    answered = reader.decode(prompts, Decoding(NEW, ()))
+    rows = [[*prompt, *answer, 2] for prompt, answer in zip(prompts, answered, strict=True)]
+    asked = [range(len(p) - 1, len(p) + len(a)) for p, a in zip(prompts, answered, strict=True)]
+    wanted = ModulePasses(private_copy(model)).read(rows, (0, 1), asked)
+    agree(reader.read(rows[:2], (0, 1), asked[:2]), some_of(wanted, 2))
+    assert sum(counted) == 2 * (NEW + 1)
+    agree(reader.read(rows, (0, 1), asked), wanted)
+    assert sum(counted) == 5 * (NEW + 1)
+    counted.clear()
+    agree(reader.read([*rows[:2], rows[0]], (), [*asked[:2], asked[0]]), some_of(wanted, 2, 0))
+    assert sum(counted) > 6 * (NEW + 1)
+
+
+def some_of(states: States, count: int, *more: int) -> States:
+    """The first rows, and more, without layers."""
+    rows = [*range(count), *more]
+    places = [states.of(row) for row in rows]
+    layers = () if more else states.keys
+    return States(
+        [states.asked[row] for row in rows],
+        torch.cat([states.logits[place] for place in places]),
+        {i: torch.cat([states.keys[i][place] for place in places]) for i in layers},
+        {i: torch.cat([states.outputs[i][place] for place in places]) for i in layers},
+    )
+
+
+def test_a_bank_of_the_last_layer_alone_reads_what_was_computed_without_it(
+    model: NPTForCausalLM, counted: list[int]
+) -> None:
+    twin, rows = private_copy(model), prompts_of(model, 3, (20, 9))
+    asked = [[len(row) - 1] for row in rows]
+    whole = facts_of(twin)
+    last = Bank(twin, {i: layer.whitening for i, layer in enumerate(whole.layers) if layer.whitening})
+    columns = {i: c for i, c in columns_of(model).items() if i == 1}
+    last.publish(1, {"a": FactWeights(columns)})
+    modules, reader = ModulePasses(twin), by_kernels(model)
+    plain = reader.read(rows, asked=asked)
+    counted.clear()
+    found = reader.read(rows, asked=asked, bank=last)
+    assert sum(counted) == 2
+    agree(found, modules.read(rows, asked=asked, bank=last))
+    assert not torch.equal(found.logits, plain.logits)
+    agree(reader.read(rows, asked=asked, bank=whole), modules.read(rows, asked=asked, bank=whole))
+    assert sum(counted) > 4
+    assert torch.equal(reader.read(rows, asked=asked).logits, plain.logits)
