@@ -58,10 +58,12 @@ class Rounds:
     def __post_init__(self) -> None:
         self.answered(self.seed)
 
-    def go_on(self, seconds: float) -> Figures:
-        """For at least so many seconds, and one round; the figures of these alone."""
+    def go_on(self, seconds: float, more: Callable[[], bool] = lambda: False) -> Figures:
+        """For at least so many seconds, and one round, and while `more` after that; the figures of these
+        alone.
+        """
         begin, took, before = time.perf_counter(), 0.0, len(self.answers)
-        while not took or took < seconds:
+        while not took or took < seconds or more():
             self.seed += 1
             self.answers += self.answered(self.seed)
             took = time.perf_counter() - begin

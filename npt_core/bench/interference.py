@@ -40,7 +40,7 @@ def measure_interference(
 def _turn(without: Rounds, beside: Rounds, writer: Writer, seconds: float) -> float:
     before = without.go_on(seconds)
     with writer:
-        after = beside.go_on(seconds)
+        after = beside.go_on(seconds, writer.finishing)
     assert before.inter_token_p99_s is not None  # no answer has less than two tokens
     assert after.inter_token_p99_s is not None
     return after.inter_token_p99_s / before.inter_token_p99_s

@@ -26,8 +26,8 @@ class Writing:
 
 
 class Writer:
-    """Within a block, one fact is begun every second, or as soon as the last is done; at its end the last
-    one is done, too.
+    """Within a block, one fact is begun every second, or as soon as the last is done, until it is
+    `finishing`; at its end the last one is done, too.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
@@ -49,6 +49,11 @@ class Writer:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+    def finishing(self) -> bool:
+        """From now on no fact is begun; whether one is still being written."""
+        self._stop.set()
+        return self._thread is not None and self._thread.is_alive()
 
     def _work(self) -> None:
         while not self._stop.is_set():
