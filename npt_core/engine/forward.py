@@ -56,16 +56,16 @@ class Rows(Protocol):
     def scales(self) -> float | Tensor | None: ...
 
 
-class Asked(NamedTuple):
+class Conditions(NamedTuple):
     """At which version each row is computed, and how much attention modulates it; see `Rows`."""
 
     versions: int | Tensor
     scales: float | Tensor | None
 
-    def of(self, rows: Tensor) -> "Asked":
+    def of(self, rows: Tensor) -> "Conditions":
         """Those of `rows` `[n]` alone."""
         versions, scales = self
-        return Asked(
+        return Conditions(
             versions[rows] if isinstance(versions, Tensor) else versions,
             scales[rows] if isinstance(scales, Tensor) else scales,
         )
@@ -135,7 +135,7 @@ class Forward(Generic[B]):
         weights, kernels = self._weights, self._kernels
         attend = self._attention.attending(batch)
         x = F.embedding(batch.ids, weights.embedding)
-        n, asked = weights.layers[0].input_norm(x), Asked(batch.versions, batch.scales)
+        n, conditions = weights.layers[0].input_norm(x), Conditions(batch.versions, batch.scales)
         following = [*(layer.input_norm for layer in weights.layers[1:]), None]
         for index, (layer, after) in enumerate(zip(weights.layers, following, strict=True)):
             between()
@@ -145,13 +145,13 @@ class Forward(Generic[B]):
                 a = layer.o(a)
             between()
             if after is None and chosen is not None:
-                x, a, asked = x[chosen], a[chosen], asked.of(chosen)
+                x, a, conditions = x[chosen], a[chosen], conditions.of(chosen)
                 if not len(x):
                     return x
             x, n = kernels.added(x, a, layer.mlp_norm) if layer.residual else (x, layer.mlp_norm(x))
-            z = self._neurons(layer, plastics[index], n, a, asked)
+            z = self._neurons(layer, plastics[index], n, a, conditions)
             between()
-            y = _projected(layer, plastics[index], z, asked.versions)
+            y = _projected(layer, plastics[index], z, conditions.versions)
             x, n = (x + y, n) if after is None else kernels.added(x, y, after)
             watch(index, z, x)
         return x
@@ -161,17 +161,17 @@ class Forward(Generic[B]):
         return self._weights.head(self._weights.norm(x))
 
     def _neurons(
-        self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, asked: Asked
+        self, layer: LayerWeights, plastic: Plastic | None, n: Tensor, a: Tensor, conditions: Conditions
     ) -> Tensor:
         """What `down_proj` reads, `[rows, d_ffn]`: by one kernel or in parts, with the same bits."""
         if plastic is None or not plastic.gates:
-            z = layer.neurons(n, a, asked.scales)
+            z = layer.neurons(n, a, conditions.scales)
             if z is not None:
                 return z
         g, up = layer.gate_up(n).split(layer.gate_up.widths, -1)
         if plastic is not None:
-            g = plastic.gate(n, g, asked.versions)
-        return self._kernels.gated(g, up, layer.modulation(a), asked.scales)
+            g = plastic.gate(n, g, conditions.versions)
+        return self._kernels.gated(g, up, layer.modulation(a), conditions.scales)
 
 
 def _projected(layer: LayerWeights, plastic: Plastic | None, z: Tensor, versions: int | Tensor) -> Tensor:
