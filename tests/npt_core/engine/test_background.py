@@ -92,6 +92,19 @@ def test_pieces_wait_for_a_short_step() -> None:
     assert pieces[0] > 0
 
 
+def test_a_step_that_nobody_notices_is_no_measure_for_others() -> None:
+    """A prompt alone may take long: pieces beside tokens have no more room for that."""
+    background = Background(0.5, lambda: True)
+    pieces = counting(background)
+    background.earn(1, 0.01)
+    background.earn(64, 0.1, noticed=False)
+    background.advance(rows=1)
+    assert pieces == [0]
+    background.earn(64, 0.1, noticed=True)
+    background.advance(rows=1)
+    assert pieces[0] > 0
+
+
 def test_where_all_steps_are_alike_a_piece_waits_no_longer_than_savings_last() -> None:
     background = Background(0.5, lambda: True)
     pieces = counting(background)
