@@ -1,6 +1,7 @@
 """What consolidation asks of the model: answers, and activations."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from npt_core.bank import Bank
@@ -37,26 +38,5 @@ class ModulePasses:
     """By the modules of a private copy of the model, wherever it lies and in whatever it computes."""
 
     def __init__(self, model: NPTForCausalLM) -> None:
-        self._model = model
-
-    def decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        *,
-        groups: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """See `Passes`."""
-        return generate(self._model, prompts, decoding, groups=groups, seeds=seeds)
-
-    def read(
-        self,
-        rows: Sequence[Sequence[int]],
-        layers: Sequence[int] = (),
-        asked: Asked | None = None,
-        bank: Bank | None = None,
-        weights_version: int | None = None,
-    ) -> States:
-        """See `Passes`."""
-        return run(self._model, rows, layers, asked, bank, weights_version)
+        self.decode = partial(generate, model)
+        self.read = partial(run, model)

@@ -231,14 +231,13 @@ def test_pauses_between_pieces_change_nothing(consolidator: Consolidator) -> Non
 def test_self_study_asks_who_it_is_told_to_ask(consolidator: Consolidator) -> None:
     asked = list[Decoding]()
 
-    class Silent(ModulePasses):
-        def decode(
-            self, prompts: Sequence[Sequence[int]], decoding: Decoding, **_given: object
-        ) -> list[list[int]]:
-            asked.append(decoding)
-            return [[] for _ in prompts]
+    def decode(prompts: Sequence[Sequence[int]], decoding: Decoding, **_given: object) -> list[list[int]]:
+        asked.append(decoding)
+        return [[] for _ in prompts]
 
-    consolidator.give_way(lambda: None, Silent(consolidator.model))
+    silent = ModulePasses(consolidator.model)
+    silent.decode = decode  # type: ignore[assignment]
+    consolidator.give_way(lambda: None, silent)
     assert not consolidator.study(WriteRequest(FACT), consolidator.config, 0).training
     assert [decoding.temperature > 0 for decoding in asked] == [True, False]
 

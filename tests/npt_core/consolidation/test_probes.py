@@ -35,12 +35,9 @@ def template() -> PlainTemplate:
 def written(template: PlainTemplate, texts: list[str]) -> tuple[list[Question], list[str]]:
     """What `write_questions` reads from these texts of the model."""
     ids = [tokenizer().encode(t, add_special_tokens=False) for t in texts]
-
-    class Speaker(ModulePasses):
-        def decode(self, *_args: object, **_kwargs: object) -> list[list[int]]:
-            return ids
-
-    return write_questions(Speaker(shared_npt()), template, [FACT], len(texts), [0], 1.0)[0]
+    speaker = ModulePasses(shared_npt())
+    speaker.decode = lambda *_args, **_kwargs: ids  # type: ignore[assignment]
+    return write_questions(speaker, template, [FACT], len(texts), [0], 1.0)[0]
 
 
 @pytest.mark.parametrize(
